@@ -1,0 +1,296 @@
+"""The Monte Carlo path: start (prefix once), advance (draws for many requests at once), finish.
+
+`predict` is the loop over them. Nothing here depends on who else is served: a run takes draws 0, 1, 2, ... of its
+seed, and moments are kept per group, so an answer is the same alone or among strangers, to float rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dubito_models.calibration import Calibration
+from dubito_models.errors import InvalidArgument, NotImplementedYet
+from dubito_models.export import ROWS
+from dubito_models.heads import Decoded, Head, Task, decode
+from dubito_models.predictive import (
+    Array,
+    Classification,
+    Moments,
+    Predictive,
+    Regression,
+    StopReason,
+    Validity,
+    classify,
+    gather,
+    merge,
+    regress,
+    spread,
+)
+from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.thinning import Design, Masks
+
+MAX_SEED = 2**64 - 1
+
+
+class StoppingRule(StrEnum):
+    """Decides when draws are enough."""
+
+    NONE = "none"
+    TOLERANCE = "tolerance"
+    DECISION = "decision"
+    THRESHOLD = "threshold"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """What a caller asks of the draws; None stands for the version's own default."""
+
+    max_draws: int | None = None
+    min_draws: int | None = None
+    seed: int | None = None
+    design: Design | None = None
+    stop: StoppingRule = StoppingRule.NONE
+    interval_level: float = 0.9
+    quantiles: tuple[float, ...] = ()
+    raw_draws: bool = False
+    uncalibrated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_draws is not None and self.max_draws < 1:
+            raise InvalidArgument("max_draws", self.max_draws, "at least 1; absent for the version's default")
+        if self.min_draws is not None and self.min_draws < 1:
+            raise InvalidArgument("min_draws", self.min_draws, "at least 1")
+        if self.max_draws is not None and self.min_draws is not None and self.min_draws > self.max_draws:
+            raise InvalidArgument("min_draws", self.min_draws, f"at most max_draws, {self.max_draws}")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidArgument("seed", self.seed, f"0..{MAX_SEED}")
+        if self.design is Design.MIXED:
+            raise InvalidArgument("design", self.design, "balanced or independent")
+        if self.stop is not StoppingRule.NONE:
+            raise NotImplementedYet(f"stopping rule {self.stop.value!r}: only a fixed number of draws, for now")
+        for name, levels in (("interval_level", (self.interval_level,)), ("quantiles", self.quantiles)):
+            for level in levels:
+                if not 0.0 < level < 1.0:
+                    raise InvalidArgument(name, level, "between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A specification with nothing left open: what a run does."""
+
+    max_draws: int
+    min_draws: int
+    seed: int
+    design: Design
+    group_size: int
+    spec: SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One request inside the core."""
+
+    plan: Plan
+    boundary: Boundary
+    calibration: Calibration | None
+    moments: Moments | None = None
+    plain: Moments | None = None  # without calibration, where asked for
+    next_draw: int = 0
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, B."""
+        return self.boundary.rows
+
+    @property
+    def tile_key(self) -> tuple[object, ...]:
+        """Runs of one version with equal keys can share a pass.
+
+        Same seed, design, place in the draws, and sizes but the rows; the last draws of a run, where they are fewer
+        than a group, are shared only with as many.
+        """
+        sizes = tuple(sorted((name, size) for name, size in self.boundary.symbols.items() if name != ROWS))
+        return (self.plan.seed, self.plan.design, self.next_draw, min(wants(self), self.plan.group_size), sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a version decided at packing for whoever asks for nothing else."""
+
+    draws: int
+    seed: int
+    design: Design
+
+
+class Engine:
+    """One version's Monte Carlo path on one device. Not thread-safe: one thread drives it."""
+
+    def __init__(
+        self,
+        program: StochasticProgram,
+        masks: Masks,
+        head: Head,
+        defaults: Defaults,
+        *,
+        noise_variance: Array | None = None,
+        chunk_bytes: int = 2 << 20,
+        vmapped: bool = True,
+    ) -> None:
+        self.program = program
+        self.masks = masks
+        self.head = head
+        self.defaults = defaults
+        self._noise_variance = noise_variance
+        self._chunk_bytes = chunk_bytes
+        self._vmapped = vmapped
+
+    def plan(self, spec: SamplingSpec) -> Plan:
+        """Fill in the version's defaults; balanced draws are rounded up to whole groups."""
+        design = spec.design or self.defaults.design
+        g = self.masks.group_size if design is Design.BALANCED else 1
+        most = spec.max_draws or max(self.defaults.draws, spec.min_draws or 1)
+        return Plan(
+            max_draws=-(-most // g) * g,
+            min_draws=-(-(spec.min_draws or 1) // g) * g,
+            seed=self.defaults.seed if spec.seed is None else spec.seed,
+            design=design,
+            group_size=self.masks.group_size,
+            spec=spec,
+        )
+
+    def start(
+        self, requests: Sequence[tuple[Mapping[str, Tensor], Plan]], calibration: Calibration | None
+    ) -> list[Run]:
+        """Run the prefix once for several requests whose inputs have equal shapes but for the rows."""
+        names = self.program.inputs
+        joined = {name: torch.cat([inputs[name] for inputs, _ in requests]) for name in names}
+        with torch.inference_mode():
+            boundary = self.program.prefix({name: value.to(self.program.device) for name, value in joined.items()})
+            parts = self.program.split(boundary, [inputs[names[0]].shape[0] for inputs, _ in requests])
+        return [Run(plan, part, calibration) for (_, plan), part in zip(requests, parts, strict=True)]
+
+    def advance(self, runs: Sequence[Run], draws: int) -> list[Run]:
+        """Take the next `draws` draws of runs with one tile key, in one pass; whole groups, or the last ones."""
+        plan, first = runs[0].plan, runs[0].next_draw
+        with torch.inference_mode():
+            boundary = self.program.join([run.boundary for run in runs])
+            raw = self._passes(boundary, plan, first, draws)
+            decoded = decode(self.head, raw)
+            counts = _group_counts(first, draws, self.masks.group_size)
+            rows = [run.rows for run in runs]
+            return [_take(run, part, counts, draws) for run, part in zip(runs, _split_rows(decoded, rows), strict=True)]
+
+    def _passes(self, boundary: Boundary, plan: Plan, first: int, draws: int) -> Tensor:
+        """Return raw predictions (draws, N, ...), in chunks that keep the largest activation within bounds."""
+        chunk = max(1, self._chunk_bytes // max(1, self.program.bytes_per_draw(boundary.symbols)))
+        parts = []
+        for start in range(first, first + draws, chunk):
+            count = min(chunk, first + draws - start)
+            masks = self.masks.draws(boundary.symbols, plan.seed, plan.design, start, count)
+            if self._vmapped and count > 1:
+                parts.append(self.program.many(boundary, masks))
+            else:
+                parts.extend(
+                    self.program.suffix(boundary, [mask[i] for mask in masks]).unsqueeze(0) for i in range(count)
+                )
+        return torch.cat(parts)
+
+    def finish(self, run: Run, reason: StopReason = StopReason.MAX_DRAWS) -> Predictive:
+        """End a run that has drawn at least once as an answer."""
+        moments = run.moments
+        if moments is None:
+            raise InvalidArgument("run", "no draws", "a run that was advanced")
+        balanced = run.plan.design is Design.BALANCED and any(self.masks.balanced)
+        scatter = spread(moments, balanced)
+        return Predictive(
+            answer=self._end(moments, balanced, run.plan.spec),
+            uncalibrated=None if run.plain is None else self._end(run.plain, balanced, run.plan.spec),
+            draws=np.full(run.rows, moments.total, dtype=np.int64),
+            standard_error=None if scatter is None else scatter.standard_error,
+            stop_reason=(reason,) * run.rows,
+            seed=run.plan.seed,
+            design=self.masks.design_of(run.plan.design).value,
+            group_size=self.masks.group_size,
+            calibration_id="" if run.calibration is None else run.calibration.id,
+            calibration_validity=self._validity(run, moments.total),
+            raw_draws=moments.draws.cpu().numpy() if run.plan.spec.raw_draws and moments.draws is not None else None,
+        )
+
+    def _end(self, moments: Moments, balanced: bool, spec: SamplingSpec) -> Classification | Regression:
+        if self.head.task is Task.CLASSIFICATION:
+            return classify(moments, balanced)
+        return regress(moments, balanced, self._noise_variance, spec.interval_level, spec.quantiles)
+
+    def _validity(self, run: Run, draws: int) -> Validity:
+        if run.calibration is None:
+            return Validity.NONE
+        fitted = run.calibration.draws, run.calibration.seed, run.calibration.design
+        used = draws, run.plan.seed, run.plan.design.value
+        return Validity.EXACT if fitted == used else Validity.APPROXIMATE
+
+    def predict(
+        self,
+        inputs: Mapping[str, Tensor],
+        spec: SamplingSpec | None = None,
+        calibration: Calibration | None = None,
+    ) -> Predictive:
+        """Answer one request: `inputs` by name, each (B, ...)."""
+        plan = self.plan(spec or SamplingSpec())
+        [run] = self.start([(inputs, plan)], calibration)
+        [run] = self.advance([run], wants(run))
+        return self.finish(run)
+
+    def log_probabilities(self, inputs: Mapping[str, Tensor], spec: SamplingSpec | None = None) -> Array:
+        """Return what every draw says of every row, uncalibrated: (S, B, K) natural logarithms."""
+        plan = self.plan(spec or SamplingSpec())
+        [run] = self.start([(inputs, plan)], None)
+        with torch.inference_mode():
+            found = decode(self.head, self._passes(run.boundary, plan, 0, plan.max_draws)).log_probabilities
+        if found is None:
+            raise InvalidArgument("head", self.head.value, "a classification head")
+        return found.cpu().numpy()
+
+
+def wants(run: Run) -> int:
+    """Return how many draws a run still wants; 0 when it has enough."""
+    return run.plan.max_draws - run.next_draw
+
+
+def _take(run: Run, decoded: Decoded, counts: Sequence[int], draws: int) -> Run:
+    keep = run.plan.spec.raw_draws or decoded.mean is not None
+    calibrated = run.calibration.apply(decoded) if run.calibration is not None else decoded
+    moments = gather(calibrated, counts, keep)
+    plain = gather(decoded, counts, keep) if run.plan.spec.uncalibrated and run.calibration is not None else None
+    return replace(
+        run,
+        moments=moments if run.moments is None else merge(run.moments, moments),
+        plain=plain if run.plain is None or plain is None else merge(run.plain, plain),
+        next_draw=run.next_draw + draws,
+    )
+
+
+def _group_counts(first: int, draws: int, group_size: int) -> list[int]:
+    if first % group_size:
+        raise InvalidArgument("advance", f"draws from {first}", f"whole groups of {group_size}")
+    whole, rest = divmod(draws, group_size)
+    return [group_size] * whole + [rest] * (rest > 0)
+
+
+def _split_rows(decoded: Decoded, rows: Sequence[int]) -> list[Decoded]:
+    def parts(values: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * len(rows) if values is None else torch.split(values, list(rows), 1)
+
+    fields = (parts(decoded.log_probabilities), parts(decoded.mean), parts(decoded.variance))
+    return [Decoded(*part) for part in zip(*fields, strict=True)]
+
+
+def choose_default_draws(group_size: int) -> int:
+    """Return the default number of draws: at least 32, at least four groups (for a standard error between groups)."""
+    return group_size * max(4, math.ceil(32 / group_size))

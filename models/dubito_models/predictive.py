@@ -1,0 +1,296 @@
+"""Moments of draws, and the predictive distribution that they end as.
+
+Moments are kept per group of draws, so that merging is putting groups side by side: exactly associative, and the
+same to the bit whatever passes the draws came in. Totals follow Chan et al. (1979). Between groups of a balanced
+design the draws are independent, within a group they are not; the variances and standard errors below respect that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor
+
+from dubito_models.heads import Decoded
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Per group of draws: how many, and the mean and squared deviations of what each draw says."""
+
+    count: tuple[int, ...]  # G numbers of draws
+    mean: Tensor  # (G, B, K) float64: probabilities, or regression means
+    m2: Tensor  # (G, B, K): sum of squared deviations from the group's mean
+    expected_entropy: Tensor | None  # (G, B) nats: classification
+    aleatoric: Tensor | None  # (G, B, K): mean noise variance: regression that knows its noise
+    draws: Tensor | None  # (S, B, K): every draw, where quantiles or the draws themselves are wanted
+    variances: Tensor | None  # (S, B, K): every draw's noise variance, likewise
+
+    @property
+    def total(self) -> int:
+        """S, the number of draws."""
+        return sum(self.count)
+
+
+def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool) -> Moments:
+    """Sum up draws that come as consecutive groups of `counts` draws."""
+    if decoded.log_probabilities is not None:
+        values = decoded.log_probabilities.exp()
+        entropy: Tensor | None = torch.special.entr(values).sum(-1)
+    else:
+        assert decoded.mean is not None
+        values, entropy = decoded.mean, None
+    groups = torch.split(values, list(counts))
+    means = [group.mean(0) for group in groups]
+    variances = decoded.variance
+    return Moments(
+        count=tuple(counts),
+        mean=torch.stack(means),
+        m2=torch.stack([((group - mean) ** 2).sum(0) for group, mean in zip(groups, means, strict=True)]),
+        expected_entropy=None if entropy is None else _group_means(entropy, counts),
+        aleatoric=None if variances is None else _group_means(variances, counts),
+        draws=values if keep_draws else None,
+        variances=variances if keep_draws else None,
+    )
+
+
+def _group_means(values: Tensor, counts: Sequence[int]) -> Tensor:
+    return torch.stack([group.mean(0) for group in torch.split(values, list(counts))])
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """Put the groups of `second` after those of `first`."""
+
+    def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if one is None or other is None else torch.cat([one, other])
+
+    return Moments(
+        count=first.count + second.count,
+        mean=torch.cat([first.mean, second.mean]),
+        m2=torch.cat([first.m2, second.m2]),
+        expected_entropy=both(first.expected_entropy, second.expected_entropy),
+        aleatoric=both(first.aleatoric, second.aleatoric),
+        draws=both(first.draws, second.draws),
+        variances=both(first.variances, second.variances),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What the draws' scatter says: (B, K) each."""
+
+    variance: Array  # of a draw, unbiased, >= 0
+    standard_error: Array  # of the mean over draws
+
+
+def totals(moments: Moments) -> tuple[Array, Array]:
+    """Return mean and sum of squared deviations over all draws, (B, K) each (Chan et al. 1979)."""
+    weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
+    means, m2 = _numpy(moments.mean), _numpy(moments.m2)
+    mean = (weights * means).sum(0) / weights.sum()
+    return mean, m2.sum(0) + (weights * (means - mean) ** 2).sum(0)
+
+
+def spread(moments: Moments, balanced: bool) -> Spread | None:
+    """Estimate a draw's variance and the mean's standard error; None for a single draw.
+
+    Balanced draws of one group repel each other, so the pooled variance is biased upwards. With two groups or more
+    the variance is mean(y^2) less the mean over pairs of groups of the product of their means, which is unbiased
+    and equals M2 / S + s_b^2 / G, s_b^2 being the variance between group means. The standard error is s_b / sqrt(G)
+    with four groups or more, else the formula for independent draws, which is conservative under balance.
+    """
+    draws, groups = moments.total, len(moments.count)
+    if draws < 2:
+        return None
+    _, m2 = totals(moments)
+    independent = m2 / (draws - 1)
+    if not balanced or groups < 2:
+        return Spread(independent, np.sqrt(independent / draws))
+    between = _numpy(moments.mean).var(axis=0, ddof=1)
+    variance = m2 / draws + between / groups
+    error = np.sqrt(between / groups) if groups >= 4 else np.sqrt(variance / draws)
+    return Spread(variance, error)
+
+
+class StopReason(StrEnum):
+    """Why drawing ended."""
+
+    MAX_DRAWS = "max_draws"
+    TOLERANCE = "tolerance"
+    DECISION = "decision"
+    THRESHOLD = "threshold"
+    DEADLINE = "deadline"
+    LOAD = "load"
+
+
+class Validity(StrEnum):
+    """How far the calibration of an answer holds."""
+
+    NONE = "none"
+    APPROXIMATE = "approximate"
+    EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """A predictive distribution over K classes; None where one draw cannot tell."""
+
+    probabilities: Array  # (B, K)
+    label: NDArray[np.int64]  # (B,): argmax
+    predictive_entropy: Array  # (B,) nats: total uncertainty
+    expected_entropy: Array  # (B,) nats: aleatoric part
+    mutual_information: Array | None  # (B,) nats: epistemic part, its bias corrected
+    plain_mutual_information: Array | None  # (B,) nats: entropy of the mean less mean entropy
+    standard_deviation: Array | None  # (B, K): of the probabilities over draws
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """A predictive distribution of K targets; None where one draw, or the network, cannot tell."""
+
+    mean: Array  # (B, K)
+    total_variance: Array | None  # (B, K): epistemic + aleatoric, the latter where known
+    epistemic_variance: Array | None  # (B, K): over draws
+    aleatoric_variance: Array | None  # (B, K): of the noise
+    interval: Array | None  # (B, K, 2): central
+    interval_level: float
+    quantiles: Array | None  # (B, K, Q)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictive:
+    """The answer to one request: what is predicted, how it was drawn, and how far to trust it."""
+
+    answer: Classification | Regression
+    uncalibrated: Classification | Regression | None
+    draws: NDArray[np.int64]  # (B,)
+    standard_error: Array | None  # (B, K): of the mean, over seeds
+    stop_reason: tuple[StopReason, ...]  # B of them
+    seed: int
+    design: str
+    group_size: int
+    calibration_id: str
+    calibration_validity: Validity
+    raw_draws: Array | None  # (S, B, K)
+
+
+def entropy(probabilities: Array) -> Array:
+    """Return the entropy in nats over the last axis; 0 log 0 = 0."""
+    result: Array = special.entr(probabilities).sum(-1)
+    return result
+
+
+def classify(moments: Moments, balanced: bool) -> Classification:
+    """End moments as a classification.
+
+    Mutual information is H(mean p) - mean H(p) (Houlsby et al. 2011). The plain estimate is too low by about
+    sum_k Var(p_k) / (2 S mean p_k); with two groups or more that is taken off by a jackknife over groups, with one
+    by the formula. Predictive entropy is expected entropy + mutual information, so that the parts add up.
+    """
+    assert moments.expected_entropy is not None
+    mean, _ = totals(moments)
+    weights = np.asarray(moments.count, dtype=np.float64)
+    expected = (weights[:, None] * _numpy(moments.expected_entropy)).sum(0) / weights.sum()
+    plain_entropy = entropy(mean)
+    scatter = spread(moments, balanced)
+    plain = corrected = None
+    if scatter is not None:
+        plain = np.maximum(plain_entropy - expected, 0.0)
+        corrected = np.clip(_entropy_corrected(moments, mean, scatter) - expected, 0.0, None)
+        corrected = np.minimum(corrected, np.log(mean.shape[-1]) - np.minimum(expected, np.log(mean.shape[-1])))
+    return Classification(
+        probabilities=mean,
+        label=mean.argmax(-1),
+        predictive_entropy=plain_entropy if corrected is None else expected + corrected,
+        expected_entropy=expected,
+        mutual_information=corrected,
+        plain_mutual_information=plain,
+        standard_deviation=None if scatter is None else np.sqrt(scatter.variance),
+    )
+
+
+def _entropy_corrected(moments: Moments, mean: Array, scatter: Spread) -> Array:
+    groups = len(moments.count)
+    if groups < 2 or len(set(moments.count)) > 1:
+        ratio = np.divide(scatter.variance, mean, out=np.zeros_like(mean), where=mean > 0)
+        corrected: Array = entropy(mean) + ratio.sum(-1) / (2 * moments.total)
+        return corrected
+    left_out = np.clip((groups * mean - _numpy(moments.mean)) / (groups - 1), 0.0, 1.0)  # (G, B, K)
+    jackknifed: Array = groups * entropy(mean) - (groups - 1) * entropy(left_out).mean(0)
+    return jackknifed
+
+
+def regress(
+    moments: Moments,
+    balanced: bool,
+    noise_variance: Array | None,
+    interval_level: float,
+    quantile_levels: Sequence[float],
+) -> Regression:
+    """End moments as a regression, by the law of total variance (Kendall & Gal 2017).
+
+    `noise_variance` (K,): a constant noise, for a network that does not predict its own. Interval and quantiles
+    are those of the mixture of the draws' Gaussians; without noise, of the draws' means alone.
+    """
+    mean, _ = totals(moments)
+    scatter = spread(moments, balanced)
+    epistemic = None if scatter is None else scatter.variance
+    aleatoric = None
+    if moments.aleatoric is not None:
+        weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
+        aleatoric = (weights * _numpy(moments.aleatoric)).sum(0) / weights.sum()
+    elif noise_variance is not None:
+        aleatoric = np.broadcast_to(noise_variance, mean.shape).copy()
+    total = None if epistemic is None else epistemic + (0.0 if aleatoric is None else aleatoric)
+    interval = quantiles = None
+    if moments.draws is not None and (scatter is not None or aleatoric is not None):
+        tail = (1 - interval_level) / 2
+        found = mixture_quantiles(
+            _numpy(moments.draws), _draw_variances(moments, aleatoric), [tail, 1 - tail, *quantile_levels]
+        )
+        interval, quantiles = found[..., :2], found[..., 2:] if quantile_levels else None
+    return Regression(mean, total, epistemic, aleatoric, interval, interval_level, quantiles)
+
+
+def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
+    if moments.variances is not None:
+        return _numpy(moments.variances)
+    return None if aleatoric is None else np.broadcast_to(aleatoric, tuple(_numpy(moments.draws).shape))
+
+
+def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
+    """Return quantiles (..., Q) of the equal-weight Gaussian mixture over the first axis of `means` (S, ...).
+
+    Inverts the mixture's distribution function by bisection to 1e-10 of the spread; without variances, the type-7
+    quantiles of the means.
+    """
+    at = np.asarray(levels, dtype=np.float64)
+    if variances is None:
+        return np.moveaxis(np.quantile(means, at, axis=0), 0, -1)
+    deviation = np.sqrt(variances)
+    reach = 40.0 * deviation
+    low = np.repeat((means - reach).min(0)[..., None], len(at), -1)
+    high = np.repeat((means + reach).max(0)[..., None], len(at), -1)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = special.ndtr((middle - means[..., None]) / deviation[..., None]).mean(0) < at
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+        if np.all(high - low <= 1e-10 * (1.0 + np.abs(low))):
+            break
+    middle_of_all: Array = (low + high) / 2
+    return middle_of_all
+
+
+def _numpy(values: Any) -> Array:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)

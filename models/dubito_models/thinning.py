@@ -1,0 +1,256 @@
+"""Masks as a pure function of (seed, draw, site, position, design): nothing else moves them.
+
+Bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a counter-based
+generator: the counter holds position, draw or group, and site; the key is the seed. So any mask can be made
+anywhere, in any order, on any device, and is always the same.
+
+A balanced design draws in groups of g: in each group every unit is dropped in floor(g p) or ceil(g p) draws, at
+random with expectation g p, in draws chosen without replacement (Floyd's sampling; Bentley & Floyd 1987). Each
+single mask is still a plain product-Bernoulli mask; only draws of one group depend on each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from dubito_models.errors import InvalidArgument
+from dubito_models.program import Site, SiteKind, StochasticProgram, Symbols
+
+UNIT_BUDGET = 65_536  # a site with more units than this is drawn independently
+_MASK32 = 0xFFFFFFFF
+_LANES = 8  # 16-bit words of one Philox call
+_FREE_CAPACITY = 1 << 16  # of each free axis but the most significant, in a position
+
+
+class Design(StrEnum):
+    """How the masks of many draws hang together."""
+
+    BALANCED = "balanced"
+    INDEPENDENT = "independent"
+    MIXED = "mixed"  # balanced, but some sites above the unit budget are drawn independently
+
+
+def philox(counter: Sequence[Tensor | int], key: tuple[int, int], rounds: int = 10) -> tuple[Tensor, ...]:
+    """Return the four 32-bit words of Philox4x32 for each counter, as int64 tensors in [0, 2**32).
+
+    `counter`: four words, tensors (int64, broadcastable) or numbers; `key`: two 32-bit words.
+    """
+    words = [torch.as_tensor(word, dtype=torch.int64) for word in counter]
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)  # type: ignore[no-untyped-call]
+    k0, k1 = key
+    for _ in range(rounds):
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2**64: int64 wraps
+        high0, high1 = (product0 >> 32) & _MASK32, (product1 >> 32) & _MASK32
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & _MASK32, high0 ^ c3 ^ k1, product0 & _MASK32
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True, slots=True)
+class _Lattice:
+    """The positions of a mask's elements: `outer` numbers the leading axes, `inner` counts along the last ones.
+
+    A free axis never changes the number of an element that was there before it grew.
+    """
+
+    shape: tuple[int, ...]
+    outer: Tensor  # (n_outer,) int64, in row-major order of the leading axes
+    inner: int
+
+
+def _lattice(site: Site, shape: tuple[int, ...], device: torch.device) -> _Lattice:
+    free = [not size.isdigit() for size in site.shape]
+    split = len(shape)
+    if shape and free[-1]:
+        split -= 1
+    while split > 0 and not any(free[split - 1 :]):
+        split -= 1
+    leading = list(zip(shape[:split], free[:split], strict=True))
+    stride, strides = 1, [0] * split
+    for axis in [i for i in range(split) if not free[i]] + [i for i in range(split) if free[i]]:
+        size, is_free = leading[axis]
+        if is_free and size > _FREE_CAPACITY:
+            raise InvalidArgument(f"free axis of {site.name}", size, f"at most {_FREE_CAPACITY}")
+        strides[axis] = stride
+        if stride * size > 1 << 32:
+            raise InvalidArgument(
+                f"site {site.name}", f"mask of shape {shape}", "at most 2**32 positions outside its last axis"
+            )
+        stride *= _FREE_CAPACITY if is_free else size
+    outer = torch.zeros((1,) * split, dtype=torch.int64, device=device)
+    for axis, (size, _) in enumerate(leading):
+        steps = torch.arange(size, device=device).reshape([-1 if i == axis else 1 for i in range(split)])
+        outer = outer + strides[axis] * steps
+    return _Lattice(shape, outer.reshape(-1), math.prod(shape[split:]))
+
+
+def _words(lattice: _Lattice, index: Tensor, site: int, design: int, seed: int, per_unit: int) -> Tensor:
+    """Return 16-bit words (len(index), units, per_unit) for each draw or group number in `index`."""
+    calls = -(-lattice.inner * per_unit // _LANES)
+    device = lattice.outer.device
+    counter = (
+        torch.arange(calls, device=device).reshape(1, 1, -1),
+        lattice.outer.reshape(1, -1, 1),
+        index.reshape(-1, 1, 1),
+        site | design << 24,
+    )
+    words = philox(counter, (seed & _MASK32, seed >> 32 & _MASK32))
+    lanes = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], -1)
+    flat = lanes.reshape(len(index), len(lattice.outer), -1)[..., : lattice.inner * per_unit]
+    return flat.reshape(len(index), -1, per_unit).to(torch.int32)
+
+
+def _drop_list(words: Tensor, group_size: int, rate: float) -> Tensor:
+    """Choose per unit which draws of a group drop it; returns bits (G, units) int32, bit d for draw d.
+
+    `words`: (G, units, w). The last word rounds g p up or down at random, the others are Floyd's choices.
+    """
+    wanted = group_size * rate
+    most = math.ceil(wanted - 1e-9)
+    surplus = wanted - math.floor(wanted + 1e-9)
+    bits = torch.zeros_like(words[..., 0])
+    one = torch.ones_like(bits)
+    skips_first = words[..., most] >= round(surplus * 65536) if surplus > 1e-9 else None
+    for step in range(most):
+        top = group_size - most + step
+        chosen = one << (words[..., step] * (top + 1) >> 16)
+        fresh = torch.where((bits & chosen) == 0, chosen, one << top)
+        if step == 0 and skips_first is not None:
+            fresh = torch.where(skips_first, torch.zeros_like(fresh), fresh)
+        bits = bits | fresh
+    return bits
+
+
+def _words_per_unit(group_size: int, rate: float) -> int:
+    wanted = group_size * rate
+    needed = math.ceil(wanted - 1e-9) + (abs(wanted - round(wanted)) > 1e-9)
+    return 1 << max(needed - 1, 0).bit_length()
+
+
+def drop_bits(
+    site: Site,
+    number: int,
+    shape: tuple[int, ...],
+    design: Design,
+    seed: int,
+    groups: Sequence[int],
+    group_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Return which draws of each group drop each unit: bits (G, *shape) int32, bit d for draw d of the group.
+
+    `number` is the site's place in the program; `design` BALANCED or INDEPENDENT.
+    """
+    lattice = _lattice(site, shape, device)
+    index = torch.as_tensor(groups, dtype=torch.int64, device=device)
+    if design is Design.BALANCED:
+        few = min(site.rate, 1 - site.rate)  # the shorter list: of dropped, or of kept draws
+        words = _words(lattice, index, number, 1, seed, _words_per_unit(group_size, few))
+        bits = _drop_list(words, group_size, few)
+        if few != site.rate:
+            bits = bits ^ ((1 << group_size) - 1)
+        return bits.reshape(len(groups), *shape)
+    threshold = round(site.rate * 65536)
+    bits = torch.zeros(len(groups), lattice.outer.numel() * lattice.inner, dtype=torch.int32, device=device)
+    for draw in range(group_size):
+        words = _words(lattice, index * group_size + draw, number, 0, seed, 1)[..., 0]
+        bits |= (words < threshold).to(torch.int32) << draw
+    return bits.reshape(len(groups), *shape)
+
+
+def choose_group_size(rates: Sequence[float]) -> int:
+    """Return g: the smallest of 8..20 for which every g p is whole, else 16."""
+    for size in range(8, 21):
+        if all(abs(size * rate - round(size * rate)) < 1e-9 for rate in rates):
+            return size
+    return 16
+
+
+def choose_balanced(sites: Sequence[Site], shapes: Sequence[tuple[int, ...]]) -> tuple[bool, ...]:
+    """Tell for each site whether a balanced design balances it: not attention, and not above the unit budget."""
+    return tuple(
+        site.kind is not SiteKind.ATTENTION and math.prod(shape) <= UNIT_BUDGET
+        for site, shape in zip(sites, shapes, strict=True)
+    )
+
+
+class Masks:
+    """Makes the masks of a program's draws; keeps those of `kept_seed` as bits, up to a memory budget."""
+
+    def __init__(
+        self,
+        program: StochasticProgram,
+        *,
+        group_size: int,
+        balanced: Sequence[bool],
+        kept_seed: int = 0,
+        budget_bytes: int = 64 << 20,
+    ) -> None:
+        self._program = program
+        self.group_size = group_size
+        self.balanced = tuple(balanced)
+        self._kept_seed = kept_seed
+        self._budget = budget_bytes
+        self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def design_of(self, design: Design) -> Design:
+        """Say what a design comes to for this program: MIXED where some sites cannot be balanced."""
+        if design is Design.BALANCED and not all(self.balanced):
+            return Design.MIXED if any(self.balanced) else Design.INDEPENDENT
+        return design
+
+    def draws(self, symbols: Symbols, seed: int, design: Design, first: int, count: int) -> list[Tensor]:
+        """Return the masks of draws first..first+count-1, one float32 tensor (count, *shape) per site."""
+        g = self.group_size
+        groups = range(first // g, -(-(first + count) // g))
+        bits = [self._group(symbols, seed, design, group) for group in groups]
+        numbers = torch.arange(first, first + count, device=self._program.device)
+        place, draw = numbers // g - groups.start, (numbers % g).to(torch.int32)
+        masks = []
+        for number, site in enumerate(self._program.sites):
+            chosen = torch.stack([group[number] for group in bits])[place]
+            shift = draw.reshape(-1, *(1,) * (chosen.dim() - 1))
+            kept = ((chosen >> shift) & 1) == 0
+            masks.append(kept.to(torch.float32) * (1.0 / (1.0 - site.rate)))
+        return masks
+
+    def _group(self, symbols: Symbols, seed: int, design: Design, group: int) -> list[Tensor]:
+        shapes = self._program.mask_shapes(symbols)
+        key = (design, group, shapes)
+        if seed == self._kept_seed and key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        bits = [
+            drop_bits(
+                site,
+                number,
+                shape,
+                Design.BALANCED if design is Design.BALANCED and self.balanced[number] else Design.INDEPENDENT,
+                seed,
+                [group],
+                self.group_size,
+                self._program.device,
+            )[0]
+            for number, (site, shape) in enumerate(zip(self._program.sites, shapes, strict=True))
+        ]
+        if seed == self._kept_seed:
+            self._keep(key, bits)
+        return bits
+
+    def _keep(self, key: tuple[object, ...], bits: list[Tensor]) -> None:
+        size = sum(part.numel() * part.element_size() for part in bits)
+        if size > self._budget:
+            return
+        self._kept[key] = bits
+        self._kept_bytes += size
+        while self._kept_bytes > self._budget:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= sum(part.numel() * part.element_size() for part in dropped)

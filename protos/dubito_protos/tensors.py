@@ -1,0 +1,81 @@
+"""The one codec between numpy arrays and the wire's `Tensor`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dubito_protos import uncertainty_pb2 as pb
+
+MAX_RANK = 16
+
+_DTYPES: dict[pb.DataType, np.dtype[Any]] = {
+    pb.DATA_TYPE_BOOL: np.dtype("?"),
+    pb.DATA_TYPE_UINT8: np.dtype("u1"),
+    pb.DATA_TYPE_INT8: np.dtype("i1"),
+    pb.DATA_TYPE_INT16: np.dtype("<i2"),
+    pb.DATA_TYPE_INT32: np.dtype("<i4"),
+    pb.DATA_TYPE_INT64: np.dtype("<i8"),
+    pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    pb.DATA_TYPE_FLOAT64: np.dtype("<f8"),
+}
+_CODES = {dtype.newbyteorder("="): code for code, dtype in _DTYPES.items()}
+
+
+class TensorError(ValueError):
+    """A `Tensor` that does not describe an array.
+
+    `field` names what is wrong within the tensor, `given` what came, `accepted` what would do.
+    """
+
+    def __init__(self, field: str, given: str, accepted: str) -> None:
+        super().__init__(f"{field}: got {given}; accepted: {accepted}")
+        self.field, self.given, self.accepted = field, given, accepted
+
+
+def dtype_code(dtype: np.dtype[Any] | str) -> pb.DataType:
+    """Return the wire's code of a numpy dtype; `TensorError` where the wire has none."""
+    native = np.dtype(dtype).newbyteorder("=")
+    if native not in _CODES:
+        raise TensorError("dtype", str(np.dtype(dtype)), ", ".join(sorted(d.name for d in _CODES)))
+    return _CODES[native]
+
+
+def dtype_name(code: pb.DataType) -> str:
+    """Return the numpy name of a wire dtype, for example `float32`; `unspecified` where it has none."""
+    return _DTYPES[code].name if code in _DTYPES else "unspecified"
+
+
+def encode(array: NDArray[Any], name: str = "") -> pb.Tensor:
+    """Encode an array of any shape as a `Tensor`: row-major, little-endian."""
+    code = dtype_code(array.dtype)
+    data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
+    return pb.Tensor(name=name, dtype=code, shape=array.shape, data=data)
+
+
+def decode(tensor: pb.Tensor) -> NDArray[Any]:
+    """Decode a `Tensor` to a read-only array that shares the message's bytes.
+
+    Raises `TensorError` for an unknown dtype, a negative or absurd shape, or data of the wrong length.
+    """
+    if tensor.dtype not in _DTYPES:
+        given = pb.DataType.Name(tensor.dtype) if tensor.dtype in pb.DataType.values() else str(tensor.dtype)
+        raise TensorError("dtype", given, ", ".join(pb.DataType.Name(code) for code in _DTYPES))
+    shape = tuple(tensor.shape)
+    if len(shape) > MAX_RANK or any(size < 0 for size in shape):
+        given = f"rank {len(shape)}" if len(shape) > MAX_RANK else str(list(shape))
+        raise TensorError("shape", given, f"at most {MAX_RANK} sizes, each >= 0")
+    dtype = _DTYPES[tensor.dtype]
+    expected = math.prod(shape) * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise TensorError(
+            "data", f"{len(tensor.data)} bytes", f"{expected} bytes for shape {list(shape)} of {dtype.name}"
+        )
+    array = np.frombuffer(tensor.data, dtype=dtype)
+    if any(size > 2**62 for size in shape):  # only beside a size of 0, where no memory is asked for
+        raise TensorError("shape", str(list(shape)), "sizes of at most 2**62")
+    return array.reshape(shape)
