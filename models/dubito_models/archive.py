@@ -13,6 +13,7 @@ import json
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,7 @@ def check_archive(data: bytes) -> None:
     """Refuse an archive that is more than a graph of ATen operators over plain tensors."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         raise CorruptVersion("program.pt2: not an archive of torch.export") from None
     names = archive.namelist()
     if len(set(names)) != len(names):
@@ -87,21 +88,23 @@ def check_archive(data: bytes) -> None:
         inner = name.split("/", 1)[-1]
         if not _MEMBERS.fullmatch(inner):
             raise CorruptVersion(f"program.pt2: holds {inner!r}, which a graph archive does not")
-        if inner.startswith("data/sample_inputs/"):
-            _check_no_inputs(archive.read(name), inner)
-        elif inner.endswith(".json"):
-            _check_table(archive.read(name), inner)
+        if inner.startswith("data/sample_inputs/") and archive.getinfo(name).file_size:
+            raise CorruptVersion(f"program.pt2: {inner} holds example inputs, which are a pickle")
+        if inner.endswith(".json"):
+            _check_table(_read_member(archive, name), inner)
 
 
-def _check_no_inputs(data: bytes, name: str) -> None:
-    if data:
-        raise CorruptVersion(f"program.pt2: {name} holds example inputs, which are a pickle")
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
+        raise CorruptVersion(f"program.pt2: {name} cannot be unpacked ({error})") from None
 
 
 def _check_table(data: bytes, name: str) -> None:
     try:
         table = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CorruptVersion(f"program.pt2: {name} is not JSON") from None
     for key, value in _entries(table):
         if key == "use_pickle" and value is not False:
@@ -136,7 +139,7 @@ def _check_expression(text: str, name: str) -> None:
     """A symbolic size may hold numbers, arithmetic, symbols and the functions of torch's own shapes, nothing else."""
     try:
         tree = ast.parse(text, mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise CorruptVersion(f"program.pt2: {name} holds the size {text!r}") from None
     if not all(_is_plain(node) for node in ast.walk(tree)):
         raise CorruptVersion(f"program.pt2: {name} holds the size {text!r}")

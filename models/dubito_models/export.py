@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from dubito_models.errors import InvalidArgument, UnsupportedNetwork
+from dubito_models.rewriting import find_written, share_memory
 
 ROWS = "rows"
 
@@ -114,14 +115,10 @@ def export_network(module: nn.Module, example: Example, output: str | int | None
     for part in network.modules():
         part.training = not _keeps_statistics(part)
     stochastic = _export(network, example, "with dropout active")
-    mutated = list(stochastic.graph_signature.buffers_to_mutate.values())
-    if mutated:
-        raise UnsupportedNetwork(
-            f"the network changes its own buffers when dropout is active: {', '.join(mutated)}; "
-            "served answers must not change the network"
-        )
+    _refuse_changes(stochastic, "with dropout active")
     network.eval()
     standard = _export(network, example, "with dropout off")
+    _refuse_changes(standard, "with dropout off")
     return Exported(stochastic, standard, _pick_output(stochastic, output))
 
 
@@ -146,6 +143,19 @@ def _export(network: nn.Module, example: Example, mode: str) -> ExportedProgram:
             return torch.export.export(network, (), dict(example.inputs), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises many kinds; all mean "not this network"
         raise UnsupportedNetwork(f"torch.export cannot export the network {mode}: {_reason(error)}") from error
+
+
+def _refuse_changes(program: ExportedProgram, mode: str) -> None:
+    """Refuse a network that writes its own parameters or buffers: served answers must not change it."""
+    signature = program.graph_signature
+    weights = signature.inputs_to_parameters | signature.inputs_to_buffers
+    changed = set(signature.buffers_to_mutate.values())
+    for node in program.graph.nodes:
+        written = find_written(node)
+        if written is not None:
+            changed.update(weights[other.name] for other in share_memory(written) if other.name in weights)
+    if changed:
+        raise UnsupportedNetwork(f"the network {mode} changes its own buffers: {', '.join(sorted(changed))}")
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -44,6 +45,7 @@ CALIBRATIONS, CURRENT = "calibrations", "current"
 DtypeName = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 DTYPES = get_args(DtypeName)
 _AUDIT_ROWS = 3
+_EXPORTING = threading.Lock()  # torch's exporters keep state that threads share
 
 
 class _Stored(BaseModel):
@@ -262,13 +264,14 @@ def pack(
     if version is not None and version < 1:
         raise InvalidArgument("version", version, "a positive integer")
     example = read_example(module, example_inputs, dynamic)
-    exported = export_network(module, example, output)
+    with _EXPORTING:
+        exported = export_network(module, example, output)
+        onnx = export_onnx(exported.standard)
     program = StochasticProgram(exported.stochastic, _free_axes(example), exported.output)
     shapes = program.mask_shapes(_symbols(example))
     balanced = choose_balanced(program.sites, shapes)
     group_size = choose_group_size([site.rate for site in program.sites])
     masks = Masks(program, group_size=group_size, balanced=balanced)
-    onnx = export_onnx(exported.standard)
     standard = StandardPath(onnx, program.inputs, exported.output)
     found = audit(program, standard.run, masks, [example.inputs])
     raw = _check_against_module(module, example, output, standard)
@@ -442,8 +445,8 @@ def _open(folder: Path, manifest: Manifest) -> ModelVersion:
         {entry.name: entry.free for entry in manifest.inputs},
         manifest.output_index,
     )
-    balanced = tuple(site.balanced for site in manifest.sites)
-    if tuple(_enter(s, b) for s, b in zip(program.sites, balanced, strict=False)) != manifest.sites:
+    balanced = tuple(entry.balanced for entry in manifest.sites)
+    if len(balanced) != len(program.sites) or manifest.sites != tuple(map(_enter, program.sites, balanced)):
         raise CorruptVersion(f"{MANIFEST}: its sites are not those of {PROGRAM}")
     masks = Masks(program, group_size=manifest.group_size, balanced=balanced, kept_seed=manifest.default_seed)
     names = [entry.name for entry in manifest.inputs]

@@ -49,13 +49,18 @@ def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool) -> Moments
     else:
         assert decoded.mean is not None
         values, entropy = decoded.mean, None
-    groups = torch.split(values, list(counts))
-    means = [group.mean(0) for group in groups]
     variances = decoded.variance
+    mean = _group_means(values, counts)
+    if len(set(counts)) == 1:
+        grouped = values.reshape(len(counts), counts[0], *values.shape[1:])
+        m2 = ((grouped - mean.unsqueeze(1)) ** 2).sum(1)
+    else:
+        groups = torch.split(values, list(counts))
+        m2 = torch.stack([((group - middle) ** 2).sum(0) for group, middle in zip(groups, mean, strict=True)])
     return Moments(
         count=tuple(counts),
-        mean=torch.stack(means),
-        m2=torch.stack([((group - mean) ** 2).sum(0) for group, mean in zip(groups, means, strict=True)]),
+        mean=mean,
+        m2=m2,
         expected_entropy=None if entropy is None else _group_means(entropy, counts),
         aleatoric=None if variances is None else _group_means(variances, counts),
         draws=values if keep_draws else None,
@@ -64,6 +69,8 @@ def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool) -> Moments
 
 
 def _group_means(values: Tensor, counts: Sequence[int]) -> Tensor:
+    if len(set(counts)) == 1:
+        return values.reshape(len(counts), counts[0], *values.shape[1:]).mean(1)
     return torch.stack([group.mean(0) for group in torch.split(values, list(counts))])
 
 

@@ -22,10 +22,12 @@ from dubito_models.errors import NoDropout, UnknownRandomness, UnsupportedNetwor
 from dubito_models.export import ROWS
 from dubito_models.rewriting import (
     find_source,
+    find_written,
     functionalise,
     masked_attention,
     multiply_by_mask,
     refuse_shared_writes,
+    share_memory,
 )
 
 aten = torch.ops.aten
@@ -160,13 +162,7 @@ class StochasticProgram:
 
     def bytes_per_draw(self, symbols: Symbols) -> int:
         """Return the bytes of the largest value that one draw of the suffix makes, for these sizes."""
-        named = self._symbols.values(symbols)
-        sizes: list[int] = [
-            int(_evaluate(node.meta["val"].numel(), named)) * node.meta["val"].element_size()
-            for node in self._suffix.module.graph.nodes
-            if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)
-        ]
-        return max(sizes)
+        return self._suffix.largest_at(self._symbols, symbols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,19 +182,47 @@ class _SymbolNames:
         return str(sympy.sympify(_expression(expression)).xreplace(names))
 
 
-@dataclass(frozen=True, slots=True)
 class _Part:
-    """A graph of its own: it takes tensors, then the values of `sizes`, then (the suffix) masks."""
+    """A graph of its own: it takes tensors, then the values of `sizes`, then (the suffix) masks.
 
-    module: fx.GraphModule
-    sizes: tuple[Any, ...]
+    What depends on sizes alone is evaluated once per shape.
+    """
+
+    def __init__(self, module: fx.GraphModule, sizes: tuple[Any, ...]) -> None:
+        self.module = module
+        self._sizes = sizes
+        self._values: dict[tuple[tuple[str, int], ...], tuple[int | float, ...]] = {}
+        self._largest: dict[tuple[tuple[str, int], ...], int] = {}
 
     def sizes_at(self, names: _SymbolNames, symbols: Symbols) -> tuple[int | float, ...]:
         """Evaluate the sizes that the graph takes, for these sizes of the free axes."""
-        if not self.sizes:
+        if not self._sizes:
             return ()
-        named = names.values(symbols)
-        return tuple(_evaluate(size, named) for size in self.sizes)
+        key = tuple(symbols.items())
+        if key not in self._values:
+            named = names.values(symbols)
+            _remember(self._values, key, tuple(_evaluate(size, named) for size in self._sizes))
+        return self._values[key]
+
+    def largest_at(self, names: _SymbolNames, symbols: Symbols) -> int:
+        """Return the bytes of the largest value that the graph makes, for these sizes of the free axes."""
+        key = tuple(symbols.items())
+        if key not in self._largest:
+            named = names.values(symbols)
+            values = [node.meta["val"] for node in self.module.graph.nodes if node.op == "call_function"]
+            sizes = [
+                int(_evaluate(value.numel(), named)) * value.element_size()
+                for value in values
+                if isinstance(value, Tensor)
+            ]
+            _remember(self._largest, key, max(sizes))
+        return self._largest[key]
+
+
+def _remember(cache: dict[Any, Any], key: object, value: object, most: int = 4096) -> None:
+    if len(cache) >= most:
+        cache.pop(next(iter(cache)))
+    cache[key] = value
 
 
 def _expression(size: Any) -> Any:
@@ -427,9 +451,9 @@ def _cut(
     for node in graph.nodes:
         if node in needed and not _is_size(node) and any(parent in random for parent in node.all_input_nodes):
             random.add(node)
+    refuse_shared_writes(graph, random, needed)
     if graph.output_node().args[0] not in random:
         raise NoDropout("no dropout reaches the prediction: every draw would be the same")
-    refuse_shared_writes(graph, random, needed)
     later = [node for node in graph.nodes if node in random and node in needed and node.op == "call_function"]
     crossing = _ordered(
         parent
@@ -481,17 +505,12 @@ def _upstream(graph: fx.Graph, ends: Sequence[fx.Node]) -> list[fx.Node]:
 def _reach(graph: fx.Graph, ends: set[fx.Node]) -> set[fx.Node]:
     reached = set(ends)
     for node in reversed(graph.nodes):
-        mutated = _mutated_argument(node)
-        if node in reached or (mutated is not None and mutated in reached):
+        written = find_written(node)
+        if node in reached or (written is not None and share_memory(written) & reached):
             reached.add(node)
             if not _is_size(node):
                 reached.update(node.all_input_nodes)
     return reached
-
-
-def _mutated_argument(node: fx.Node) -> fx.Node | None:
-    is_mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-    return node.args[0] if is_mutable and node.args and isinstance(node.args[0], fx.Node) else None
 
 
 def _extract(

@@ -92,6 +92,12 @@ def _is_view(node: fx.Node) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
+def find_written(node: fx.Node) -> fx.Node | None:
+    """Return the argument that an in-place operator writes; None for any other node."""
+    is_mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return node.args[0] if is_mutable and node.args and isinstance(node.args[0], fx.Node) else None
+
+
 def functionalise(graph: fx.Graph) -> None:
     """Replace in-place operators by functional ones where no view shares the memory that they write."""
     for node in list(graph.nodes):
@@ -110,11 +116,12 @@ def functionalise(graph: fx.Graph) -> None:
 def refuse_shared_writes(graph: fx.Graph, random: set[fx.Node], needed: set[fx.Node]) -> None:
     """Refuse a graph in which an in-place operator writes memory that prefix and suffix share."""
     for node in graph.nodes:
-        if node not in needed or not isinstance(node.target, torch._ops.OpOverload):
+        if node not in needed:
             continue
-        if not node.target._schema.is_mutable:
+        written = find_written(node)
+        if written is None:
             continue
-        family = _family(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else set()
+        family = share_memory(written)
         sides = {member in random for member in family | {node}}
         readers = {user in random for member in family for user in member.users if user in needed}
         if len(sides | readers) > 1:
@@ -124,8 +131,8 @@ def refuse_shared_writes(graph: fx.Graph, random: set[fx.Node], needed: set[fx.N
             )
 
 
-def _family(node: fx.Node) -> set[fx.Node]:
-    """Return the nodes that may share memory with this one: its bases, and all views of them."""
+def share_memory(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that may share memory with this one, itself among them: its bases, and all views of them."""
     base = node
     while _is_view(base) and isinstance(base.args[0], fx.Node):
         base = base.args[0]

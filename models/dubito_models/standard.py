@@ -54,7 +54,8 @@ def export_onnx(standard: ExportedProgram) -> bytes:
             with contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx._internal.exporter._registration"):
                 torch.onnx.export(standard, (), path, dynamo=True, external_data=False, verbose=False)
         except Exception as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
+            cause = error.__cause__ or error
+            first = (str(cause) or type(cause).__name__).splitlines()[0]
             raise UnsupportedNetwork(f"the network cannot be exported to ONNX: {first}") from error
         return path.read_bytes()
 

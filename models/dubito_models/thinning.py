@@ -213,13 +213,12 @@ class Masks:
         groups = range(first // g, -(-(first + count) // g))
         bits = [self._group(symbols, seed, design, group) for group in groups]
         numbers = torch.arange(first, first + count, device=self._program.device)
-        place, draw = numbers // g - groups.start, (numbers % g).to(torch.int32)
+        place, bit = numbers // g - groups.start, 1 << (numbers % g).to(torch.int32)
         masks = []
         for number, site in enumerate(self._program.sites):
             chosen = torch.stack([group[number] for group in bits])[place]
-            shift = draw.reshape(-1, *(1,) * (chosen.dim() - 1))
-            kept = ((chosen >> shift) & 1) == 0
-            masks.append(kept.to(torch.float32) * (1.0 / (1.0 - site.rate)))
+            dropped = (chosen & bit.reshape(-1, *(1,) * (chosen.dim() - 1))).bool()
+            masks.append(torch.where(dropped, 0.0, 1.0 / (1.0 - site.rate)))
         return masks
 
     def _group(self, symbols: Symbols, seed: int, design: Design, group: int) -> list[Tensor]:

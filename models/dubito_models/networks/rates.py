@@ -1,0 +1,28 @@
+"""Dropout rates, as the reference architectures take them: one for all layers, or one per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dubito_models.errors import InvalidArgument
+
+
+def per_layer(field: str, rates: float | Sequence[float], layers: int) -> tuple[float, ...]:
+    """Return one rate per layer from a single rate, a sequence of one, or one per layer.
+
+    Raises `InvalidArgument` for a rate outside [0, 1) and for another number of rates.
+    """
+    given = tuple(rates) if isinstance(rates, Sequence) else (rates,)
+    if len(given) not in (1, layers):
+        raise InvalidArgument(field, f"{len(given)} rates", f"one rate, or {layers}: one per layer")
+    for rate in given:
+        if not 0 <= rate < 1:
+            raise InvalidArgument(field, rate, "rates of at least 0 and below 1")
+    return given * layers if len(given) == 1 else given
+
+
+def site(kind: type[nn.Dropout] | type[nn.Dropout2d], rate: float) -> nn.Module:
+    """Return a dropout of that kind; at rate 0 nothing, so that no site is packed that never draws."""
+    return kind(rate) if rate > 0 else nn.Identity()

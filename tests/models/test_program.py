@@ -1,0 +1,180 @@
+"""What is found in a network, how it is cut, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dubito_models.errors import InvalidArgument, NoDropout, UnknownRandomness, UnsupportedNetwork
+from dubito_models.export import export_network, read_example
+from dubito_models.package import ModelVersion
+from dubito_models.program import SiteKind, StochasticProgram
+from networks import sample
+from torch import Tensor, nn
+
+Packed = Callable[[str], ModelVersion]
+
+
+def program_of(module: nn.Module, inputs: Tensor) -> StochasticProgram:
+    example = read_example(module, inputs)
+    exported = export_network(module, example)
+    return StochasticProgram(exported.stochastic, {name: {} for name in example.inputs}, exported.output)
+
+
+def function(forward: Callable[..., Tensor]) -> nn.Module:
+    """Make a module of one linear layer followed by `forward(hidden, training)`."""
+
+    class Made(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self.linear(x), self.training)
+
+    return Made()
+
+
+def test_sites_have_their_modules_names_kinds_rates_and_shapes(packed: Packed) -> None:
+    found = [(s.name, s.kind, s.rate, s.shape) for s in packed("encoder").engine.program.sites]
+    block = [
+        ("self_attn.attention_dropout", SiteKind.ATTENTION, 0.1, ("2", "length", "length")),
+        ("dropout1", SiteKind.ELEMENT, 0.1, ("length", "16")),
+        ("dropout", SiteKind.ELEMENT, 0.1, ("length", "32")),
+        ("dropout2", SiteKind.ELEMENT, 0.1, ("length", "16")),
+    ]
+    assert found == [(f"encoder.layers.{i}.{name}", *rest) for i in (0, 1) for name, *rest in block]
+
+
+def test_rows_stand_elsewhere_in_a_sequence_first_network_and_in_folded_heads(packed: Packed) -> None:
+    assert packed("encoder-sequence-first").engine.program.sites[1].shape == ("5", "16")
+    assert packed("weighted-attention").engine.program.sites[0].shape == ("2", "5", "5")
+
+
+def test_what_no_mask_reaches_is_prefix_and_runs_once(packed: Packed) -> None:
+    program = packed("head-only").engine.program
+    boundary = program.prefix(sample("head-only", 3))
+    assert [tuple(value.shape) for value in boundary.values] == [(3, 128)]
+    targets = [str(node.target) for node in program._suffix.module.graph.nodes]
+    assert not any("conv" in target for target in targets)
+
+
+def test_joined_boundaries_split_back(packed: Packed) -> None:
+    program = packed("weighted-attention").engine.program
+    parts = [program.prefix(sample("weighted-attention", rows, seed=rows)) for rows in (1, 4, 2)]
+    back = program.split(program.join(parts), [1, 4, 2])
+    for one, other in zip(parts, back, strict=True):
+        assert one.symbols == other.symbols
+        assert all(torch.equal(a, b) for a, b in zip(one.values, other.values, strict=True))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda h, training: h * torch.rand_like(h),
+        lambda h, training: h + torch.randn(h.shape[0], 1),
+        lambda h, training: F.rrelu(h, training=training),
+        lambda h, training: h * torch.bernoulli(torch.full_like(h, 0.5)),
+        lambda h, training: h[:, torch.randperm(4)],
+    ],
+)
+def test_randomness_that_is_not_dropout_is_refused_with_node_and_line(forward: Callable[..., Tensor]) -> None:
+    module = function(lambda h, training: F.dropout(forward(h, training), 0.5, training))
+    with pytest.raises(UnknownRandomness, match=r"node \w+, test_program\.py:\d+"):
+        program_of(module, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(4, 2),
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.Linear(4, 2)),
+        function(lambda h, training: F.dropout(h, 0.5, False)),
+    ],
+)
+def test_a_network_without_active_dropout_is_refused(module: nn.Module) -> None:
+    with pytest.raises(NoDropout, match="no active dropout"):
+        program_of(module, torch.randn(3, 4))
+
+
+def test_dropout_that_does_not_reach_the_prediction_is_refused() -> None:
+    class Loose(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * 2, F.dropout(x, 0.5, self.training)
+
+    example = read_example(Loose(), torch.randn(3, 4))
+    exported = export_network(Loose(), example, 0)
+    with pytest.raises(NoDropout, match="reaches the prediction"):
+        StochasticProgram(exported.stochastic, {"x": {}}, exported.output)
+
+
+def test_rate_one_is_refused() -> None:
+    with pytest.raises(UnsupportedNetwork, match=r"rate 1\.0"):
+        program_of(nn.Sequential(nn.Linear(4, 4), nn.Dropout(1.0)), torch.randn(3, 4))
+
+
+def test_control_flow_that_depends_on_data_is_refused_with_the_reason() -> None:
+    def forward(h: Tensor, training: bool) -> Tensor:
+        if h.sum() > 0:
+            h = h + 1
+        return F.dropout(h, 0.5, training)
+
+    with pytest.raises(UnsupportedNetwork, match="depends on data"):
+        program_of(function(forward), torch.randn(3, 4))
+
+
+def test_a_fixed_number_of_rows_is_refused() -> None:
+    module = function(lambda h, training: F.dropout(h.reshape(3, 4), 0.5, training))
+    with pytest.raises(UnsupportedNetwork):
+        program_of(module, torch.randn(3, 4))
+
+
+def test_writing_in_place_across_the_cut_is_refused_and_elsewhere_made_functional() -> None:
+    def across(h: Tensor, training: bool) -> Tensor:
+        kept = h.clone()
+        kept[:, 0] = F.dropout(h, 0.5, training)[:, 0]
+        return kept
+
+    with pytest.raises(UnsupportedNetwork, match="in place"):
+        program_of(function(across), torch.randn(3, 4))
+
+    def later_write(h: Tensor, training: bool) -> Tensor:
+        drawn = F.dropout(h, 0.5, training)
+        h.add_(1.0)  # after the draw has read h
+        return drawn + h
+
+    module = function(later_write)
+    inputs = torch.randn(3, 4)
+    program = program_of(module, inputs)
+    with torch.inference_mode():
+        boundary = program.prefix({"x": inputs})
+        answer = program.suffix(boundary, [torch.zeros(4)])
+        torch.testing.assert_close(answer, module.linear(inputs) + 1.0)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        (torch.tensor(1.0), "example_inputs"),
+        ({"x": "text"}, "example_inputs"),
+        ({"y": torch.ones(2, 4)}, "example_inputs"),
+        (torch.ones(0, 4), "example_inputs"),
+    ],
+)
+def test_example_inputs_that_are_not_rows_of_tensors_are_refused(inputs: object, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        read_example(function(lambda h, training: h), inputs)  # type: ignore[arg-type]
+    assert caught.value.field.startswith(field)
+
+
+@pytest.mark.parametrize("dynamic", [{"z": {1: "n"}}, {"x": {0: "n"}}, {"x": {1: "rows"}}, {"x": {5: "n"}}])
+def test_free_axes_that_do_not_exist_are_refused(dynamic: dict[str, dict[int, str]]) -> None:
+    with pytest.raises(InvalidArgument, match="dynamic"):
+        read_example(function(lambda h, training: h), torch.ones(2, 4), dynamic)
+
+
+def test_one_example_row_is_enough() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    assert program_of(module, torch.randn(1, 4)).prefix({"input": torch.randn(5, 4)}).rows == 5
