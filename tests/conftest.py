@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from dubito_models.package import ModelVersion, Repository, pack
 from networks import CASES, build, sample
 

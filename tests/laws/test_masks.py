@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from dubito_models.package import ModelVersion
 from dubito_models.program import Site, SiteKind
 from dubito_models.thinning import Design, choose_group_size, drop_bits, philox
 from networks import sample
-from torch import Tensor
 
 Packed = Callable[[str], ModelVersion]
 CPU = torch.device("cpu")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dubito_models.heads import Decoded, Head, decode
 from dubito_models.predictive import (
     Moments,
@@ -19,8 +22,6 @@ from dubito_models.predictive import (
     spread,
     totals,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def logits(draws: int, rows: int = 3, classes: int = 4, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

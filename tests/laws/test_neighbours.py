@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+
 from dubito_models.engine import SamplingSpec, wants
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification

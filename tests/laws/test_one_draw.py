@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from dubito_models.package import ModelVersion
 from dubito_models.thinning import Design
 from networks import CASES, build, sample, thinned
-from torch import Tensor
 
 ALL = sorted(CASES)
 Packed = Callable[[str], ModelVersion]

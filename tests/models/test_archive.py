@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from dubito_models.archive import check_archive, read_program
 from dubito_models.errors import CorruptVersion
 from dubito_models.package import ModelVersion

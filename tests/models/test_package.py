@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import (
     AuditFailed,
@@ -27,7 +29,6 @@ from dubito_models.errors import (
 from dubito_models.package import ModelVersion, Repository, load_version, pack
 from dubito_models.predictive import Classification, Regression, Validity
 from networks import mlp, sample
-from torch import Tensor, nn
 
 Packed = Callable[[str], ModelVersion]
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from dubito_models.errors import InvalidArgument, NoDropout, UnknownRandomness, UnsupportedNetwork
 from dubito_models.export import export_network, read_example
 from dubito_models.package import ModelVersion
 from dubito_models.program import SiteKind, StochasticProgram
 from networks import sample
-from torch import Tensor, nn
 
 Packed = Callable[[str], ModelVersion]
 

@@ -1,0 +1,115 @@
+"""The asynchronous client: the same verbs, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import grpc
+import grpc.aio
+
+from dubito_client import calls
+from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
+from dubito_client.session import Call, Pause, Session, Steps, channel_options
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _awaited(
+    verb: Callable[Concatenate[Session, P], Steps[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """Make a coroutine method of a verb: take its steps one by one, and return what it returns."""
+
+    @wraps(verb)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        steps = verb(self._session, *args, **kwargs)
+        try:
+            step = next(steps)
+            while True:
+                outcome = await self._take(step)
+                step = steps.throw(outcome) if isinstance(outcome, DubitoClientError) else steps.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    return method
+
+
+class AsyncClient:
+    """A client of one server, for use in an `async with` block, within one event loop; tasks may share it.
+
+    Arguments and verbs are those of `dubito_client.Client`; every verb is awaited.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_message_bytes: int = 32 * 2**20,
+        retries: int = 3,
+    ) -> None:
+        self._session = Session(timeout, retries, max_message_bytes, time.monotonic)
+        self._target, self._credentials = target, credentials
+        self._channel: grpc.aio.Channel | None = None
+        self._closed = False
+
+    predict = _awaited(calls.predict)
+    evaluate = _awaited(calls.evaluate)
+    models = _awaited(calls.models)
+    model = _awaited(calls.model)
+    ready = _awaited(calls.ready)
+
+    async def close(self) -> None:
+        """Hang up; calls that are under way, and later ones, end with `Cancelled`."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _connected(self) -> grpc.aio.Channel:
+        """Return the channel; it binds to the running loop, so it is made by the first call and not before."""
+        if self._channel is None:
+            options = channel_options(self._session)
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self._target, options)
+            else:
+                self._channel = grpc.aio.secure_channel(self._target, self._credentials, options)
+        return self._channel
+
+    async def _take(self, step: Call | Pause) -> bytes | DubitoClientError:
+        """Take one step: the reply's bytes, or the error that came in their place."""
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return b""
+        if self._closed:
+            return Cancelled("the client is closed")
+        # Without serialisers gRPC passes bytes through.
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connected().unary_unary(step.path)
+        try:
+            reply = await ask(step.payload, timeout=step.timeout, wait_for_ready=step.wait_for_ready)
+        except grpc.RpcError as error:
+            return from_rpc(error)
+        except asyncio.CancelledError:
+            # gRPC says so of a channel that is closed, too; only a task that somebody cancelled must end like one.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return Cancelled("the client was closed before the answer came")
+        return reply

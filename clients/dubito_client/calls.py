@@ -1,0 +1,283 @@
+"""The verbs of a client, without the network: what to ask, what to make of the reply.
+
+Each verb is a generator of steps (session.py); client.py and aio.py make methods of them. Their docstrings are the
+methods' own, so they speak to the caller; `session` is the client itself.
+
+**Stale knowledge.** To name and convert inputs a client asks GetModel once per model and remembers. The server may load
+another version meanwhile, but it checks every input's name and type against the version that answers. So an accepted
+request was right, whatever the client believed; and a refusal, the server's or the client's own, that rests on old
+knowledge leads to asking GetModel again and, if the inputs are declared otherwise now, to one more attempt.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
+
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+from numpy.typing import NDArray
+
+from dubito_client.answers import Design, Evaluation, MaskScope, ModelInfo, ModelStatus, Prediction
+from dubito_client.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    MessageTooLarge,
+    NotImplementedByServer,
+    Overloaded,
+    Unavailable,
+    refused,
+)
+from dubito_client.inputs import Inputs, named_arrays
+from dubito_client.replies import parse, read_evaluation, read_model, read_models, read_prediction
+from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Pause, Session, Steps
+from dubito_protos import tensors
+from dubito_protos import uncertainty_pb2 as pb
+
+_DESIGNS: dict[str | None, pb.Design] = {
+    None: pb.DESIGN_UNSPECIFIED,
+    "balanced": pb.DESIGN_BALANCED,
+    "independent": pb.DESIGN_INDEPENDENT,
+}
+_SCOPES: dict[str | None, pb.MaskScope] = {
+    None: pb.MASK_SCOPE_UNSPECIFIED,
+    "draw": pb.MASK_SCOPE_DRAW,
+    "row": pb.MASK_SCOPE_ROW,
+}
+_UINT32, _INT64, _UINT64 = (0, 2**32 - 1), (-(2**63), 2**63 - 1), (0, 2**64 - 1)
+_SERVING = 1  # of grpc.health.v1.HealthCheckResponse.ServingStatus
+
+
+def predict(
+    session: Session,
+    model: str,
+    inputs: Inputs,
+    *,
+    version: int | None = None,
+    draws: int | None = None,
+    min_draws: int | None = None,
+    seed: int | None = None,
+    design: Design | None = None,
+    interval_level: float | None = None,
+    quantiles: Iterable[float] = (),
+    raw_draws: bool = False,
+    uncalibrated: bool = False,
+    tolerance: float | None = None,
+    coverage: float | None = None,
+    mask_scope: MaskScope | None = None,
+    timeout: float | None = None,
+    id: str = "",  # noqa: A002 - the wire's own name
+) -> Steps[Prediction]:
+    """Predict with dropout active, and say how far to trust it.
+
+    `inputs`: an array of rows for a model of one input, else a mapping from names to arrays; lists do, and values are
+    converted to the declared types where those can hold them. What is left out takes the model's own default:
+    `version` the newest, `draws` (at most so many) and `seed`, `design` those it was packed with.
+    `tolerance`: stop when the standard error is at most this. `coverage`: of prediction sets, `interval_level`: of
+    intervals, `quantiles`: of regression; each in (0, 1). `raw_draws`: the prediction of every draw too.
+    `timeout`: seconds for everything. Raises the errors of `dubito_client.errors`.
+    """
+    deadline = session.deadline(timeout)
+    stopping = None
+    if tolerance is not None:
+        stopping = pb.Stopping(rule=pb.STOPPING_RULE_TOLERANCE, target=_real("tolerance", tolerance))
+    sampling = pb.SamplingSpec(
+        min_draws=_whole("min_draws", min_draws, *_UINT32),
+        max_draws=_whole("draws", draws, *_UINT32),
+        stopping=stopping,
+        seed=_whole("seed", seed, *_UINT64),
+        design=_choice("design", design, _DESIGNS),
+        mask_scope=_choice("mask_scope", mask_scope, _SCOPES),
+        interval_level=_real("interval_level", interval_level),
+        quantiles=_reals("quantiles", quantiles),
+        raw_draws=bool(raw_draws),
+    )
+    output = pb.OutputSpec(coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated))
+    request = pb.PredictRequest(
+        model=_text("model", model),
+        version=_whole("version", version, *_INT64),
+        sampling=sampling,
+        output=output,
+        id=_text("id", id),
+    )
+    payload = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Predict", request, inputs)
+    prediction = read_prediction(payload)
+    _forget_stale(session, model, version, prediction.version)
+    return prediction
+
+
+def evaluate(
+    session: Session,
+    model: str,
+    inputs: Inputs,
+    *,
+    version: int | None = None,
+    timeout: float | None = None,
+    id: str = "",  # noqa: A002 - the wire's own name
+) -> Steps[Evaluation]:
+    """Evaluate the standard network: dropout off, one pass, no uncertainty but the network's own.
+
+    `inputs`, `version`, `timeout` as for `predict`.
+    """
+    deadline = session.deadline(timeout)
+    request = pb.EvaluateRequest(
+        model=_text("model", model), version=_whole("version", version, *_INT64), id=_text("id", id)
+    )
+    payload = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Evaluate", request, inputs)
+    evaluation = read_evaluation(payload)
+    _forget_stale(session, model, version, evaluation.version)
+    return evaluation
+
+
+def models(session: Session, *, timeout: float | None = None) -> Steps[tuple[ModelStatus, ...]]:
+    """List every version that the server holds, or failed to load."""
+    deadline = session.deadline(timeout)
+    payload = yield from _ask(session, deadline, f"/{MODELS}/ListModels", pb.ListModelsRequest())
+    return read_models(payload)
+
+
+def model(session: Session, name: str, *, version: int | None = None, timeout: float | None = None) -> Steps[ModelInfo]:
+    """Describe one version, the newest by default: its inputs, classes, dropout sites, defaults and calibration."""
+    deadline = session.deadline(timeout)
+    request = pb.GetModelRequest(model=_text("model", name), version=_whole("version", version, *_INT64))
+    return (yield from _describe(session, deadline, request))
+
+
+def ready(session: Session, timeout: float | None = None) -> Steps[bool]:
+    """Wait until the server answers and says that it serves; False where it does not within `timeout` seconds."""
+    deadline = session.deadline(timeout)
+    while True:
+        # The messages of grpc.health.v1, one field numbered 1 each, are on the wire the same as these.
+        check = _ask(session, deadline, "/grpc.health.v1.Health/Check", StringValue(), wait_for_ready=True)
+        try:
+            payload = yield from check
+            if parse(Int32Value, payload).value == _SERVING:
+                return True
+            yield Pause(min(0.1, deadline.left()))
+        except NotImplementedByServer:
+            return True  # it answers, and knows no states
+        except DeadlineExceeded:
+            return False
+        except Unavailable:
+            yield Pause(0.1)
+
+
+def _ask_about(
+    session: Session,
+    deadline: Deadline,
+    path: str,
+    request: pb.PredictRequest | pb.EvaluateRequest,
+    inputs: Inputs,
+) -> Steps[bytes]:
+    """Ask with the inputs named and converted as the model declares them, as it does now if it declared them before."""
+    asked = pb.GetModelRequest(model=request.model)
+    if request.HasField("version"):
+        asked.version = request.version
+    remembered = session.known.get(_key(asked))
+    if remembered is not None:
+        try:
+            _fill(request, named_arrays(inputs, remembered.inputs), session.max_message_bytes)
+            return (yield from _ask(session, deadline, path, request))
+        except InvalidArgument:
+            info = yield from _describe(session, deadline, asked)
+            if info.inputs == remembered.inputs:
+                raise
+    else:
+        info = yield from _describe(session, deadline, asked)
+    _fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
+    return (yield from _ask(session, deadline, path, request))
+
+
+def _describe(session: Session, deadline: Deadline, request: pb.GetModelRequest) -> Steps[ModelInfo]:
+    """Ask what a model is, and remember it."""
+    payload = yield from _ask(session, deadline, f"/{MODELS}/GetModel", request)
+    info = session.known[_key(request)] = read_model(payload)
+    return info
+
+
+def _ask(
+    session: Session, deadline: Deadline, path: str, request: Message, *, wait_for_ready: bool = False
+) -> Steps[bytes]:
+    """Ask, and again after as long as a full server says, while that is within the deadline.
+
+    gRPC itself repeats what nobody answered (`service_config`), but it does not read a RetryInfo.
+    """
+    payload = request.SerializeToString()
+    retries = session.retries
+    while True:
+        try:
+            return (yield Call(path, payload, deadline.left(), wait_for_ready))
+        except DeadlineExceeded as error:
+            raise deadline.missed() from error
+        except Overloaded as error:
+            if not retries or error.retry_after is None or error.retry_after >= deadline.left():
+                raise
+            wait = error.retry_after
+        retries -= 1
+        yield Pause(wait)
+
+
+def _fill(request: pb.PredictRequest | pb.EvaluateRequest, arrays: dict[str, NDArray[Any]], max_bytes: int) -> None:
+    """Put the arrays into a request; `MessageTooLarge` before anything is copied that could not be sent."""
+    size = sum(array.nbytes for array in arrays.values())
+    if size > max_bytes:
+        raise MessageTooLarge(
+            f"the inputs hold {size} bytes, and this client sends at most {max_bytes} at once: "
+            "send fewer rows per call, or raise max_message_bytes"
+        )
+    del request.inputs[:]
+    for name, array in arrays.items():
+        try:
+            request.inputs.append(tensors.encode(array, name))
+        except tensors.TensorError as error:
+            raise refused(f"inputs.{name}.{error.field}", error.given, error.accepted) from error
+
+
+def _forget_stale(session: Session, model: str, version: int | None, answered: int) -> None:
+    """Drop what is remembered of a model whose newest version is another one now."""
+    known = session.known.get((model, version))
+    if known is not None and known.version != answered:
+        session.known.pop((model, version), None)
+
+
+def _key(request: pb.GetModelRequest) -> tuple[str, int | None]:
+    return request.model, request.version if request.HasField("version") else None
+
+
+def _whole(field: str, value: SupportsIndex | None, low: int, high: int) -> int | None:
+    """Return a whole number that the wire's type can carry; whether it makes sense is for the server to say."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise refused(field, repr(value), "a whole number") from None
+    if not low <= number <= high:
+        raise refused(field, number, f"{low} to {high}")
+    return number
+
+
+def _real(field: str, value: float | None) -> float | None:
+    return None if value is None else _reals(field, [value])[0]
+
+
+def _reals(field: str, values: Iterable[float]) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise refused(field, repr(values), "numbers") from None
+
+
+def _text(field: str, value: str) -> str:
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise refused(field, repr(value), "a text of valid characters") from None
+    return value
+
+
+def _choice(field: str, word: str | None, accepted: dict[str | None, Any]) -> Any:
+    if word not in accepted:
+        raise refused(field, repr(word), ", ".join(name for name in accepted if name))
+    return accepted[word]

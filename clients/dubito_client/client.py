@@ -1,0 +1,99 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Concatenate, ParamSpec, TypeVar
+
+import grpc
+
+from dubito_client import calls
+from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
+from dubito_client.session import Call, Pause, Session, Steps, channel_options
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(verb: Callable[Concatenate[Session, P], Steps[T]]) -> Callable[Concatenate[Client, P], T]:
+    """Make a method of a verb: take its steps one by one, and return what it returns."""
+
+    @wraps(verb)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        steps = verb(self._session, *args, **kwargs)
+        try:
+            step = next(steps)
+            while True:
+                outcome = self._take(step)
+                step = steps.throw(outcome) if isinstance(outcome, DubitoClientError) else steps.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    return method
+
+
+class Client:
+    """A client of one server, for use in a `with` block; threads may share it.
+
+    `target`: HOST:PORT. `timeout`: seconds, of every call that brings none of its own. `credentials`: None is
+    plaintext. `max_message_bytes`: limit of a request and of a reply. `retries`: attempts after the first, 0 to 4, of
+    questions that found nobody, or a full queue that said when to come back; never beyond the call's time.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_message_bytes: int = 32 * 2**20,
+        retries: int = 3,
+    ) -> None:
+        self._session = Session(timeout, retries, max_message_bytes, time.monotonic)
+        self._closed = False
+        options = channel_options(self._session)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options)
+
+    predict = _blocking(calls.predict)
+    evaluate = _blocking(calls.evaluate)
+    models = _blocking(calls.models)
+    model = _blocking(calls.model)
+    ready = _blocking(calls.ready)
+
+    def close(self) -> None:
+        """Hang up; calls that are under way, and later ones, end with `Cancelled`."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _take(self, step: Call | Pause) -> bytes | DubitoClientError:
+        """Take one step: the reply's bytes, or the error that came in their place."""
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return b""
+        if self._closed:
+            return Cancelled("the client is closed")
+        # Without serialisers gRPC passes bytes through.
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(step.path)
+        try:
+            reply = ask(step.payload, timeout=step.timeout, wait_for_ready=step.wait_for_ready)
+        except grpc.RpcError as error:
+            return from_rpc(error)
+        return reply

@@ -1,0 +1,236 @@
+"""The command line: `dubito`, its lazily loaded commands, and the client's own two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from dubito_client.answers import Design, Evaluation, ModelInfo, Prediction
+from dubito_client.client import Client
+from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
+from dubito_client.files import read_arrays
+from dubito_client.inputs import Inputs, fit_rows
+
+SHOWN_LINES = 50
+
+_GROUP = "dubito.commands"
+# Said here because help must list a command without importing it: training alone imports torch.
+_CAPTIONS = {
+    "models": "List the models that a server holds.",
+    "predict": "Predict the rows of a file, and say how far to trust it.",
+    "serve": "Serve a repository of packaged models over gRPC.",
+    "train": "Train, calibrate and package a model from a recipe.",
+}
+_EXTRAS = {"serve": "server", "train": "train"}
+
+
+class Failure(click.ClickException):
+    """A server that failed, told in one line."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class BadInput(Failure):
+    """What the caller can mend, told in one line."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """A group whose commands are the entry points of `dubito.commands`, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, without importing what they name."""
+        return sorted(_entries())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; `BadInput` where a package that it needs is missing."""
+        entry = _entries().get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command: click.Command = entry.load()
+        except ModuleNotFoundError as error:
+            raise _needs_more(cmd_name) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List every command from what is known of it by name."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _CAPTIONS.get(name, "")) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; one that imports what it needs only when it runs gets the same message."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if ctx.invoked_subcommand is None or (error.name or "").startswith("dubito_"):
+                raise
+            raise _needs_more(ctx.invoked_subcommand) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dubito")
+def main() -> None:
+    """Monte Carlo dropout as a service: predictions, and how far to trust them."""
+
+
+_server = click.option("--server", required=True, metavar="HOST:PORT", envvar="DUBITO_SERVER", show_envvar=True)
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, metavar="S", help="Seconds."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `predict` asks of the draws; None takes the model's own."""
+
+    draws: int | None
+    seed: int | None
+    design: Design | None
+    coverage: float | None
+    interval_level: float | None
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--input", "source", required=True, type=click.Path(path_type=Path), help=".npy, .npz, .csv, .parquet or .json."
+)
+@_server
+@click.option("--version", type=int, help="Of the model; the newest by default.")
+@click.option("--draws", type=int, help="At most so many; the model's own number by default.")
+@click.option("--seed", type=int, help="Of the masks; the model's own by default.")
+@click.option("--design", type=click.Choice(["balanced", "independent"]), help="How the masks hang together.")
+@click.option("--coverage", type=float, help="Of prediction sets (classification), in (0, 1).")
+@click.option("--interval-level", type=float, help="Of intervals (regression), in (0, 1).")
+@click.option("--standard", is_flag=True, help="The standard path: dropout off, one pass.")
+@_json
+@click.option("--all", "show_all", is_flag=True, help=f"Show every row, not the first {SHOWN_LINES}.")
+@_timeout
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write the whole answer to a file too: .json, or .npz for arrays."
+)
+def predict(
+    model: str,
+    source: Path,
+    server: str,
+    version: int | None,
+    standard: bool,
+    as_json: bool,
+    show_all: bool,
+    timeout: float,
+    output: Path | None,
+    **asked: Any,
+) -> None:
+    """Predict the rows of a file with MODEL, and say how far to trust it."""
+    try:
+        if output is not None and output.suffix not in (".json", ".npz"):
+            raise refused("output", output.name, "a file that ends in .json or .npz")
+        rows = read_arrays(source)
+        with Client(server, timeout=timeout) as client:
+            info = client.model(model, version=version)
+            answer = _answer(client, info, _fitted(rows, info), None if standard else _Asked(**asked))
+    except DubitoClientError as error:
+        raise _failure(error) from error
+    if output is not None:
+        _write(answer, info, output)
+    _show(answer, info, as_json, None if show_all else SHOWN_LINES)
+
+
+@click.command()
+@_server
+@_json
+@_timeout
+def models(server: str, as_json: bool, timeout: float) -> None:
+    """List the models that a server holds."""
+    from dubito_client import tables
+
+    try:
+        with Client(server, timeout=timeout) as client:
+            held = client.models()
+    except DubitoClientError as error:
+        raise _failure(error) from error
+    if as_json:
+        click.echo(tables.document(held))
+    elif held:
+        tables.show(tables.models_columns(held))
+    else:
+        click.echo("The server holds no model.")
+
+
+def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | None) -> Prediction | Evaluation:
+    """Ask for exactly the version that was described: rows were shaped, and classes will be named, by it."""
+    if asked is None:
+        return client.evaluate(info.model, inputs, version=info.version)
+    return client.predict(
+        info.model,
+        inputs,
+        version=info.version,
+        draws=asked.draws,
+        seed=asked.seed,
+        design=asked.design,
+        coverage=asked.coverage,
+        interval_level=asked.interval_level,
+    )
+
+
+def _fitted(rows: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]], info: ModelInfo) -> Inputs:
+    """Shape rows as the model declares them, where that is possible without guessing."""
+    declared = {signature.name: signature for signature in info.inputs}
+    if isinstance(rows, dict):
+        return {name: fit_rows(array, declared[name]) if name in declared else array for name, array in rows.items()}
+    return fit_rows(rows, info.inputs[0]) if len(info.inputs) == 1 else rows
+
+
+def _show(answer: Prediction | Evaluation, info: ModelInfo, as_json: bool, limit: int | None) -> None:
+    from dubito_client import tables
+
+    if as_json:
+        click.echo(tables.document(answer, class_names=list(info.class_names)))
+        return
+    tables.show(tables.answer_columns(answer, info, limit))
+    lines = tables.lines_of(answer)
+    if limit is not None and lines > limit:
+        click.echo(f"... and {lines - limit} more; --all shows them")
+    click.echo(f"\n{tables.caption(answer)}")
+    for warning in answer.warnings if isinstance(answer, Prediction) else ():
+        click.echo(f"warning: {tables.plain(warning)}")
+
+
+def _write(answer: Prediction | Evaluation, info: ModelInfo, output: Path) -> None:
+    from dubito_client import tables
+
+    try:
+        if output.suffix == ".npz":
+            arrays: dict[str, Any] = tables.arrays_of(answer)
+            np.savez(output, **arrays)
+        else:
+            output.write_text(tables.document(answer, class_names=list(info.class_names)) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"output: {output} cannot be written: {error.strerror or error}") from error
+
+
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=_GROUP)}
+
+
+def _needs_more(name: str) -> BadInput:
+    extra = _EXTRAS.get(name)
+    remedy = f": pip install 'dubito[{extra}]'" if extra else ""
+    return BadInput(f"dubito {name} needs more than the client{remedy}")
+
+
+def _failure(error: DubitoClientError) -> Failure:
+    """Return an error told in one line; what the caller can mend ends with 2, what the server must with 1."""
+    mendable = isinstance(error, (InvalidArgument, NotFound, MessageTooLarge))
+    return BadInput(str(error)) if mendable else Failure(str(error))

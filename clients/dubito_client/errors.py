@@ -1,0 +1,193 @@
+"""The errors a client raises, and how a gRPC status becomes one of them.
+
+DubitoClientError
+├── InvalidArgument        a value that was given; names the field, what came, what is accepted
+├── NotFound               no such model or version
+├── NotImplementedByServer the server does not do this (yet)
+├── Overloaded             the server's queue is full; says when to come back, where the server knows
+├── MessageTooLarge        a request or reply above the limit of one side
+├── AccessDenied           credentials are missing or do not suffice
+├── DeadlineExceeded       no answer in time
+├── Unavailable            nobody answers at the target
+├── Cancelled              the call was cancelled, or the client was closed under it
+├── ServerError            the server failed
+└── ProtocolError          an answer that cannot be read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+
+_DETAILS = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that was refused: what was given, and what is accepted; empty where the server did not say."""
+
+    field: str
+    given: str
+    accepted: str
+
+
+class DubitoClientError(Exception):
+    """Root of every error that the client raises on purpose.
+
+    `code` is the gRPC status that the server (or the channel) answered with, None where the client refused by itself.
+    """
+
+    code: grpc.StatusCode | None = None
+
+    def __init__(self, message: str, violations: Iterable[Violation] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
+
+    @property
+    def field(self) -> str:
+        """The first field that was refused; empty where none is named."""
+        return self.violations[0].field if self.violations else ""
+
+    @property
+    def given(self) -> str:
+        """What was given for it."""
+        return self.violations[0].given if self.violations else ""
+
+    @property
+    def accepted(self) -> str:
+        """What would have been accepted."""
+        return self.violations[0].accepted if self.violations else ""
+
+
+class InvalidArgument(DubitoClientError):
+    """A value is not accepted: `field` names it, `given` is what came, `accepted` what would do."""
+
+
+class NotFound(DubitoClientError):
+    """No model of that name, or no version of that number, is served."""
+
+
+class NotImplementedByServer(DubitoClientError):
+    """The server does not do this (yet)."""
+
+
+class Overloaded(DubitoClientError):
+    """The server's queue is full. `retry_after`: seconds to wait before the next attempt, None if unknown."""
+
+    retry_after: float | None = None
+
+
+class MessageTooLarge(DubitoClientError):
+    """A request or a reply holds more bytes than one side accepts: send fewer rows per call, or raise the limit."""
+
+
+class AccessDenied(DubitoClientError):
+    """The server wants credentials, or those given do not suffice."""
+
+
+class DeadlineExceeded(DubitoClientError):
+    """No answer within the time that the caller gave."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Unavailable(DubitoClientError):
+    """Nobody answers at the target, or the connection broke."""
+
+
+class Cancelled(DubitoClientError):
+    """The call was cancelled before its answer came."""
+
+
+class ServerError(DubitoClientError):
+    """The server failed; the fault is not the request's."""
+
+
+class ProtocolError(DubitoClientError):
+    """An answer came that cannot be read."""
+
+
+_KINDS: dict[grpc.StatusCode, type[DubitoClientError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNIMPLEMENTED: NotImplementedByServer,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
+    grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Cancelled,
+}
+
+
+def refused(field: str, given: object, accepted: str) -> InvalidArgument:
+    """Return the error for a value that the client itself refuses."""
+    violation = Violation(field, str(given), accepted)
+    return InvalidArgument(f"{field}: got {given}; accepted: {accepted}", [violation])
+
+
+def from_status(
+    code: grpc.StatusCode, message: str | None, trailers: Iterable[tuple[str, str | bytes]] | None = None
+) -> DubitoClientError:
+    """Return the error that a gRPC status means.
+
+    `trailers` may hold a `google.rpc.Status` under `grpc-status-details-bin`: its BadRequest names the fields, its
+    RetryInfo the delay. Details that cannot be read are passed over, so that they never hide the status itself.
+    """
+    violations, retry_after = _details(trailers or ())
+    kind = _KINDS.get(code, ServerError)
+    # gRPC's own refusal of a message's size shares its code with a full queue; only the text tells them apart.
+    if kind is Overloaded and "larger than max" in (message or ""):
+        kind = MessageTooLarge
+    text = message or "; ".join(f"{v.field}: got {v.given}; accepted: {v.accepted}" for v in violations)
+    error = kind(text or f"the server answered {code.name}", violations)
+    error.code = code
+    if isinstance(error, Overloaded):
+        error.retry_after = retry_after
+    return error
+
+
+def from_rpc(error: grpc.RpcError) -> DubitoClientError:
+    """Return the error that a failed call, blocking or asynchronous, means."""
+    if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):
+        return from_status(error.code(), error.details(), error.trailing_metadata())
+    return ServerError(f"the call failed without a status: {error}")
+
+
+def _details(trailers: Iterable[tuple[str, str | bytes]]) -> tuple[list[Violation], float | None]:
+    """Return the fields that were refused and the delay in seconds."""
+    violations: list[Violation] = []
+    retry_after: float | None = None
+    for packed in _status(trailers).details:
+        try:
+            if packed.Is(BadRequest.DESCRIPTOR):
+                bad = BadRequest.FromString(packed.value)
+                violations += [_violation(v.field, v.description) for v in bad.field_violations]
+            elif packed.Is(RetryInfo.DESCRIPTOR):
+                delay = RetryInfo.FromString(packed.value).retry_delay
+                retry_after = max(0.0, delay.seconds + delay.nanos / 1e9)
+        except DecodeError:
+            continue
+    return violations, retry_after
+
+
+def _status(trailers: Iterable[tuple[str, str | bytes]]) -> Status:
+    for key, value in trailers:
+        if key == _DETAILS and isinstance(value, bytes):
+            try:
+                return Status.FromString(value)
+            except DecodeError:
+                break
+    return Status()
+
+
+def _violation(field: str, description: str) -> Violation:
+    """Read a description of the form `got X; accepted: Y`; another form is all about what is accepted."""
+    given, separator, accepted = description.removeprefix("got ").partition("; accepted: ")
+    return Violation(field, given, accepted) if separator else Violation(field, "", description)

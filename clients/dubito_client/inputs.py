@@ -1,0 +1,86 @@
+"""Inputs: from what a caller has to the named arrays that a model declares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dubito_client.answers import InputSignature
+from dubito_client.errors import ProtocolError, refused
+
+Inputs: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
+
+
+def named_arrays(inputs: Inputs, signature: Sequence[InputSignature]) -> dict[str, NDArray[Any]]:
+    """Name each array and convert it to its declared type; shapes are left for the server to judge.
+
+    One array serves a model of one input; a mapping has every name that the model declares, and no other.
+    Raises `InvalidArgument` for other names, and for values that the declared type cannot hold.
+    """
+    names = [declared.name for declared in signature]
+    if not names:
+        raise ProtocolError("the server does not say what the model's inputs are")
+    if not isinstance(inputs, Mapping):
+        if len(names) > 1:
+            raise refused("inputs", "one array", f"a mapping with the names {_listed(names)}")
+        inputs = {names[0]: inputs}
+    elif set(inputs) != set(names):
+        given = f"the names {_listed(inputs)}" if inputs else "no names"
+        raise refused("inputs", given, f"the names {_listed(names)}")
+    return {declared.name: _convert(inputs[declared.name], declared) for declared in signature}
+
+
+def fit_rows(array: NDArray[Any], declared: InputSignature) -> NDArray[Any]:
+    """Reshape rows to their declared shape where their values fill it: (B, 64) to (B, 1, 8, 8).
+
+    One row without its row axis gets one. What does not fit comes back as it is, for the server to refuse.
+    """
+    row = declared.shape[1:]
+    if array.ndim and _fits(array.shape[1:], row):
+        return array
+    if _fits(array.shape, row):
+        return array[np.newaxis]
+    fixed = math.prod(size for size in row if size is not None)
+    free = row.count(None)
+    if not array.size or not array.ndim or not fixed or free > 1:
+        return array
+    values = math.prod(array.shape[1:])
+    if values == fixed or (free and values % fixed == 0):
+        return array.reshape(len(array), *(-1 if size is None else size for size in row))
+    return array
+
+
+def _convert(value: ArrayLike, declared: InputSignature) -> NDArray[Any]:
+    """Convert to the declared type, rounding floats but never changing a number beyond that."""
+    field = f"inputs.{declared.name}"
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise refused(field, f"values that make no array ({error})", "a rectangular array of numbers") from error
+    if array.dtype.kind not in "biuf":
+        raise refused(field, f"{array.dtype} values", "numbers")
+    if declared.dtype in (array.dtype.name, "unspecified"):
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(declared.dtype)
+    rounds = converted.dtype.kind == "f"
+    lost = np.isfinite(array) & ~np.isfinite(converted) if rounds else converted != array
+    if lost.any():
+        first = tuple(int(i) for i in np.argwhere(lost)[0])
+        where = f" at {list(first)}" if first else ""
+        given = f"{array.dtype.name} values such as {array[first]}{where}"
+        raise refused(field, given, f"values that {declared.dtype} can hold")
+    return converted
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
+    sizes = zip(shape, declared, strict=False)
+    return len(shape) == len(declared) and all(want in (None, have) for have, want in sizes)
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(sorted(str(name) for name in names))

@@ -1,0 +1,111 @@
+"""What the service itself refuses, and the one table from error to gRPC status.
+
+DubitoError
+├── NotServed (an UnknownModel)  names the field, what came, what is served
+├── QueueFull                    says when to come back
+├── DeadlineMissed               nothing to answer with before the deadline
+├── Draining                     the server finishes what it has, and takes nothing new
+└── CannotListen                 the address is taken, or not ours
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from dubito_models.errors import DubitoError, InvalidArgument, NotImplementedYet, UnknownModel
+
+DETAILS = "grpc-status-details-bin"
+_LONGEST_FIELD, _LONGEST_VALUE, _LONGEST_MESSAGE = 128, 256, 512  # bytes: all of it must fit gRPC's 8 KiB of metadata
+
+
+class NotServed(UnknownModel):
+    """No such model or version is served: `field` names which, `given` is what came, `accepted` what is served."""
+
+    def __init__(self, field: str, given: object, accepted: str) -> None:
+        super().__init__(f"{field}: got {given}; accepted: {accepted}")
+        self.field, self.given, self.accepted = field, str(given), accepted
+
+
+class QueueFull(DubitoError):
+    """The queue holds all the work it may; `retry_after` seconds are likely to make room."""
+
+    def __init__(self, what: str, retry_after: float) -> None:
+        super().__init__(f"the queue is full: {what}; come back in {retry_after:.2g} s")
+        self.retry_after = retry_after
+
+
+class DeadlineMissed(DubitoError):
+    """The deadline came before there was anything to answer with."""
+
+
+class Draining(DubitoError):
+    """The server is stopping."""
+
+
+class CannotListen(DubitoError):
+    """The server cannot listen at the address."""
+
+
+_CODES: dict[type[DubitoError], grpc.StatusCode] = {
+    InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownModel: grpc.StatusCode.NOT_FOUND,
+    NotServed: grpc.StatusCode.NOT_FOUND,
+    NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
+    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineMissed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Draining: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A status to end a call with."""
+
+    code: grpc.StatusCode
+    message: str
+    trailers: tuple[tuple[str, bytes], ...] = ()
+
+
+def refusal(error: Exception) -> Refusal | None:
+    """Return the status that an error means; None where it is not the caller's to know."""
+    code = _CODES.get(type(error)) if isinstance(error, DubitoError) else None
+    if code is None:
+        return None
+    message = shorten(str(error), _LONGEST_MESSAGE)
+    detail: Message | None = None
+    if isinstance(error, (InvalidArgument, NotServed)):
+        detail = _bad_request(error.field, error.given, error.accepted, code.name)
+    elif isinstance(error, QueueFull):
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        detail = RetryInfo(retry_delay=delay)
+    if detail is None:
+        return Refusal(code, message)
+    packed = Packed()
+    packed.Pack(detail)
+    number: int = code.value[0]
+    status = Status(code=number, message=message, details=[packed])
+    return Refusal(code, message, ((DETAILS, status.SerializeToString()),))
+
+
+def _bad_request(field: str, given: str, accepted: str, reason: str) -> BadRequest:
+    given, accepted = shorten(given, _LONGEST_VALUE), shorten(accepted, _LONGEST_VALUE)
+    violation = BadRequest.FieldViolation(
+        field=shorten(field, _LONGEST_FIELD),
+        description=f"got {given}; accepted: {accepted}",
+        reason=reason,
+    )
+    return BadRequest(field_violations=[violation])
+
+
+def shorten(text: str, most: int) -> str:
+    """Cut a text to at most `most` bytes of UTF-8."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= most else data[: most - 3].decode(errors="ignore") + "..."

@@ -1,0 +1,407 @@
+"""The translator between the wire and the core: every check of a request, every field of a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dubito_models.calibration import Calibration
+from dubito_models.engine import Plan, SamplingSpec
+from dubito_models.errors import InvalidArgument, NotImplementedYet
+from dubito_models.heads import Task
+from dubito_models.package import InputSignature, Manifest, ModelVersion
+from dubito_models.predictive import Classification, Predictive, Regression, StopReason, Validity
+from dubito_models.standard import Evaluation
+from dubito_models.thinning import Design
+from dubito_protos import tensors
+from dubito_protos import uncertainty_pb2 as pb
+from dubito_service.registry import Entry, Registry
+
+MAX_QUANTILES = 32
+_WORKING_BYTES = 2**30  # of what is kept of a request's draws until it is answered
+
+_DESIGNS: dict[int, Design | None] = {
+    pb.DESIGN_UNSPECIFIED: None,
+    pb.DESIGN_BALANCED: Design.BALANCED,
+    pb.DESIGN_INDEPENDENT: Design.INDEPENDENT,
+}
+_DESIGN_CODES = {
+    Design.BALANCED.value: pb.DESIGN_BALANCED,
+    Design.INDEPENDENT.value: pb.DESIGN_INDEPENDENT,
+    Design.MIXED.value: pb.DESIGN_MIXED,
+}
+_STOP_REASONS = {
+    StopReason.MAX_DRAWS: pb.STOP_REASON_MAX_DRAWS,
+    StopReason.TOLERANCE: pb.STOP_REASON_TOLERANCE,
+    StopReason.DECISION: pb.STOP_REASON_DECISION,
+    StopReason.THRESHOLD: pb.STOP_REASON_THRESHOLD,
+    StopReason.DEADLINE: pb.STOP_REASON_DEADLINE,
+    StopReason.LOAD: pb.STOP_REASON_LOAD,
+}
+_VALIDITY = {
+    Validity.NONE: pb.CALIBRATION_VALIDITY_NONE,
+    Validity.APPROXIMATE: pb.CALIBRATION_VALIDITY_APPROXIMATE,
+    Validity.EXACT: pb.CALIBRATION_VALIDITY_EXACT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """The most that one request may ask for; work is rows x draws."""
+
+    max_rows: int
+    max_draws: int
+    max_work: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A `PredictRequest` that was found good; `inputs`: each (B, ...)."""
+
+    version: ModelVersion
+    calibration: Calibration | None
+    inputs: Mapping[str, Tensor]
+    rows: int
+    plan: Plan
+    id: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StandardRequest:
+    """An `EvaluateRequest` that was found good; `inputs`: each (B, ...)."""
+
+    version: ModelVersion
+    inputs: Mapping[str, Tensor]
+    rows: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds: from arrival to the first pass, in passes, and from arrival to the answer."""
+
+    queue: float
+    compute: float
+    total: float
+
+
+def read_prediction(request: pb.PredictRequest, registry: Registry, limits: RequestLimits) -> Prediction:
+    """Check everything that a `PredictRequest` asks.
+
+    Raises `NotServed`, `InvalidArgument` or `NotImplementedYet`.
+    """
+    version = _find(request, registry)
+    spec = _read_sampling(request, limits)
+    inputs, rows = _read_inputs(request.inputs, version, limits)
+    plan = version.engine.plan(spec)
+    _check_work(plan, rows, version.manifest, limits)
+    calibration = version.calibration
+    return Prediction(
+        version, calibration, inputs, rows, plan, request.id, tuple(_ignored(request, version, calibration))
+    )
+
+
+def read_evaluation(request: pb.EvaluateRequest, registry: Registry, limits: RequestLimits) -> StandardRequest:
+    """Check everything that an `EvaluateRequest` asks; raises `NotServed` or `InvalidArgument`."""
+    version = _find(request, registry)
+    inputs, rows = _read_inputs(request.inputs, version, limits)
+    return StandardRequest(version, inputs, rows, request.id)
+
+
+def _find(request: pb.PredictRequest | pb.EvaluateRequest, registry: Registry) -> ModelVersion:
+    return registry.find(request.model, request.version if request.HasField("version") else None)
+
+
+def _read_inputs(
+    given: Iterable[pb.Tensor], version: ModelVersion, limits: RequestLimits
+) -> tuple[dict[str, Tensor], int]:
+    """Decode and check inputs; returns them with their number of rows."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for tensor in given:
+        if tensor.name in arrays:
+            raise InvalidArgument(f"inputs[{tensor.name!r}]", "an input of this name twice", "each input once")
+        try:
+            array = arrays[tensor.name] = tensors.decode(tensor)
+        except tensors.TensorError as error:
+            raise InvalidArgument(f"inputs[{tensor.name!r}].{error.field}", error.given, error.accepted) from None
+        if array.ndim and array.shape[0] > limits.max_rows:
+            accepted = f"1 to {limits.max_rows} rows a request"
+            raise InvalidArgument(f"inputs[{tensor.name!r}].shape", f"{array.shape[0]} rows", accepted)
+    read = version.read_inputs(arrays)
+    return read, int(next(iter(read.values())).shape[0])
+
+
+def _read_sampling(request: pb.PredictRequest, limits: RequestLimits) -> SamplingSpec:
+    asked = request.sampling
+    _check_stopping(asked)
+    _check_unserved(request)
+    most, least = _read_draws(asked, "max_draws", limits), _read_draws(asked, "min_draws", limits)
+    if len(asked.quantiles) > MAX_QUANTILES:
+        raise InvalidArgument("sampling.quantiles", f"{len(asked.quantiles)} of them", f"at most {MAX_QUANTILES}")
+    try:
+        return SamplingSpec(
+            max_draws=most,
+            min_draws=least,
+            seed=asked.seed if asked.HasField("seed") else None,
+            design=_DESIGNS[asked.design],
+            interval_level=asked.interval_level if asked.HasField("interval_level") else 0.9,
+            quantiles=tuple(asked.quantiles),
+            raw_draws=asked.raw_draws,
+            uncalibrated=request.output.uncalibrated,
+        )
+    except InvalidArgument as error:
+        raise InvalidArgument(f"sampling.{error.field}", error.given, error.accepted) from None
+
+
+def _read_draws(asked: pb.SamplingSpec, name: Literal["min_draws", "max_draws"], limits: RequestLimits) -> int | None:
+    if not asked.HasField(name):
+        return None
+    draws: int = getattr(asked, name)
+    if not 1 <= draws <= limits.max_draws:
+        raise InvalidArgument(f"sampling.{name}", draws, f"1 to {limits.max_draws}, or absent for the version's own")
+    return draws
+
+
+def _check_stopping(asked: pb.SamplingSpec) -> None:
+    stopping = asked.stopping
+    _check_choice("sampling.stopping.rule", pb.StoppingRule, stopping.rule)
+    _check_choice("sampling.stopping.quantity", pb.StoppingQuantity, stopping.quantity)
+    if stopping.HasField("target") and not 0 < stopping.target < float("inf"):
+        raise InvalidArgument("sampling.stopping.target", stopping.target, "a finite number > 0")
+    if stopping.HasField("level") and not 0 < stopping.level < 1:
+        raise InvalidArgument("sampling.stopping.level", stopping.level, "between 0 and 1, both excluded")
+    implied = stopping.rule == pb.STOPPING_RULE_UNSPECIFIED and stopping.HasField("target")
+    if implied or stopping.rule not in (pb.STOPPING_RULE_UNSPECIFIED, pb.STOPPING_RULE_NONE):
+        raise NotImplementedYet(
+            "sampling.stopping: stopping rules are not served yet; leave it out for a fixed number of draws (max_draws)"
+        )
+
+
+def _check_unserved(request: pb.PredictRequest) -> None:
+    asked, output = request.sampling, request.output
+    accepted = [pb.Design.Name(code) for code in _DESIGNS]
+    if asked.design not in _DESIGNS:
+        raise InvalidArgument("sampling.design", _name(pb.Design, asked.design), ", ".join(accepted))
+    _check_choice("sampling.mask_scope", pb.MaskScope, asked.mask_scope)
+    _check_choice("sampling.estimator", pb.Estimator, asked.estimator)
+    if output.HasField("coverage") and not 0 < output.coverage < 1:
+        raise InvalidArgument("output.coverage", output.coverage, "between 0 and 1, both excluded")
+    if asked.mask_scope == pb.MASK_SCOPE_ROW:
+        raise NotImplementedYet("sampling.mask_scope: MASK_SCOPE_ROW is not served yet; MASK_SCOPE_DRAW is")
+    if asked.estimator == pb.ESTIMATOR_LINEARIZED:
+        raise NotImplementedYet("sampling.estimator: ESTIMATOR_LINEARIZED is not served yet; ESTIMATOR_PLAIN is")
+    if asked.joint:
+        raise NotImplementedYet("sampling.joint: covariances between rows are not served yet")
+    if output.HasField("coverage"):
+        raise NotImplementedYet("output.coverage: prediction sets are not served yet")
+
+
+def _check_choice(field: str, enum: Any, value: int) -> None:
+    if value not in enum.values():
+        raise InvalidArgument(field, value, ", ".join(enum.keys()))
+
+
+def _name(enum: Any, value: int) -> str:
+    return str(enum.Name(value)) if value in enum.values() else str(value)
+
+
+def _check_work(plan: Plan, rows: int, manifest: Manifest, limits: RequestLimits) -> None:
+    """Check what only shows once defaults are filled in: rows x draws, and the memory that an answer takes."""
+    work = rows * plan.max_draws
+    if work > limits.max_work:
+        given = f"{plan.max_draws} for {rows} rows, {work} rows x draws"
+        raise InvalidArgument("sampling.max_draws", given, f"at most {limits.max_work} rows x draws a request")
+    if plan.spec.raw_draws and work * manifest.outputs * 8 > limits.max_message_bytes:
+        given = f"true, {work} rows x draws of {manifest.outputs} outputs"
+        raise InvalidArgument("sampling.raw_draws", given, f"answers of at most {limits.max_message_bytes} bytes")
+    if _working_bytes(plan, rows, manifest) > _WORKING_BYTES:
+        given = f"{plan.max_draws} for {rows} rows of {manifest.outputs} outputs, {len(plan.spec.quantiles)} quantiles"
+        raise InvalidArgument("sampling.max_draws", given, "fewer draws, rows or quantiles a request: too much to keep")
+
+
+def _working_bytes(plan: Plan, rows: int, manifest: Manifest) -> int:
+    """Estimate what is kept of the draws: moments per group; for a regression the draws, once per quantile."""
+    per_row = 2 * -(-plan.max_draws // plan.group_size)
+    if manifest.task is Task.REGRESSION:
+        per_row += plan.max_draws * (2 + len(plan.spec.quantiles))
+    return per_row * rows * manifest.outputs * 8
+
+
+def _ignored(request: pb.PredictRequest, version: ModelVersion, calibration: Calibration | None) -> Iterable[str]:
+    asked = request.sampling
+    if version.manifest.task is Task.CLASSIFICATION and (asked.HasField("interval_level") or asked.quantiles):
+        yield "interval_level and quantiles have no effect: this is a classification"
+    if request.output.uncalibrated and calibration is None:
+        yield "uncalibrated has no effect: this version has no calibration"
+
+
+def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) -> pb.PredictResponse:
+    """Write the answer to a `PredictRequest`."""
+    reply = pb.PredictResponse(
+        model=asked.version.name,
+        version=asked.version.version,
+        id=asked.id,
+        draws=tensors.encode(predictive.draws),
+        standard_error=_encode(predictive.standard_error),
+        stop_reason=[_STOP_REASONS[reason] for reason in predictive.stop_reason],
+        seed=predictive.seed,
+        design=_DESIGN_CODES[predictive.design],
+        group_size=predictive.group_size,
+        mask_scope=pb.MASK_SCOPE_DRAW,
+        estimator=pb.ESTIMATOR_PLAIN,
+        calibration_id=predictive.calibration_id,
+        calibration_validity=_VALIDITY[predictive.calibration_validity],
+        warnings=asked.warnings,
+        timings=_timings(spent),
+        raw_draws=_encode(predictive.raw_draws),
+        final=True,
+    )
+    if StopReason.DEADLINE in predictive.stop_reason:
+        used = int(predictive.draws.min())
+        reply.warnings.append(f"the deadline ended drawing after {used} of {asked.plan.max_draws} draws")
+    _set_answer(reply, predictive.answer, "classification", "regression")
+    if predictive.uncalibrated is not None:
+        _set_answer(reply, predictive.uncalibrated, "uncalibrated_classification", "uncalibrated_regression")
+    return reply
+
+
+def _set_answer(
+    reply: pb.PredictResponse, answer: Classification | Regression, classification: str, regression: str
+) -> None:
+    if isinstance(answer, Classification):
+        getattr(reply, classification).CopyFrom(_write_classification(answer))
+    else:
+        getattr(reply, regression).CopyFrom(_write_regression(answer))
+
+
+def _write_classification(answer: Classification) -> pb.Classification:
+    return pb.Classification(
+        probabilities=tensors.encode(answer.probabilities),
+        label=tensors.encode(answer.label),
+        predictive_entropy=tensors.encode(answer.predictive_entropy),
+        expected_entropy=tensors.encode(answer.expected_entropy),
+        mutual_information=_encode(answer.mutual_information),
+        standard_deviation=_encode(answer.standard_deviation),
+        plain_mutual_information=_encode(answer.plain_mutual_information),
+    )
+
+
+def _write_regression(answer: Regression) -> pb.Regression:
+    return pb.Regression(
+        mean=tensors.encode(answer.mean),
+        total_variance=_encode(answer.total_variance),
+        epistemic_variance=_encode(answer.epistemic_variance),
+        aleatoric_variance=_encode(answer.aleatoric_variance),
+        interval=_encode(answer.interval),
+        interval_level=answer.interval_level,
+        quantiles=_encode(answer.quantiles),
+    )
+
+
+def write_evaluation(asked: StandardRequest, evaluation: Evaluation, spent: Spent) -> pb.EvaluateResponse:
+    """Write the answer to an `EvaluateRequest`."""
+    return pb.EvaluateResponse(
+        model=asked.version.name,
+        version=asked.version.version,
+        id=asked.id,
+        output=tensors.encode(evaluation.output),
+        probabilities=_encode(evaluation.probabilities),
+        label=_encode(evaluation.label),
+        mean=_encode(evaluation.mean),
+        aleatoric_variance=_encode(evaluation.aleatoric_variance),
+        timings=_timings(spent),
+    )
+
+
+def _encode(array: NDArray[Any] | None) -> pb.Tensor | None:
+    return None if array is None else tensors.encode(array)
+
+
+def _timings(spent: Spent) -> pb.Timings:
+    return pb.Timings(queue_seconds=spent.queue, compute_seconds=spent.compute, total_seconds=spent.total)
+
+
+def write_models(entries: Sequence[Entry]) -> pb.ListModelsResponse:
+    """Write the state of every version."""
+    return pb.ListModelsResponse(models=[_write_status(entry) for entry in entries])
+
+
+def _write_status(entry: Entry) -> pb.ModelStatus:
+    version = entry.loaded
+    if version is None:
+        return pb.ModelStatus(
+            model=entry.model, version=entry.version, state=pb.MODEL_STATE_FAILED, reason=entry.reason
+        )
+    return pb.ModelStatus(
+        model=entry.model,
+        version=entry.version,
+        state=pb.MODEL_STATE_READY,
+        task=version.manifest.task.value,
+        calibration_id="" if version.calibration is None else version.calibration.id,
+    )
+
+
+def read_name(request: pb.GetModelRequest, registry: Registry) -> Entry:
+    """Find the version that a `GetModelRequest` means; raises `NotServed`."""
+    return registry.entry(request.model, request.version if request.HasField("version") else None)
+
+
+def write_model(entry: Entry, limits: RequestLimits) -> pb.GetModelResponse:
+    """Write what a version is; of one that failed to load, only its state."""
+    status = _write_status(entry)
+    if entry.loaded is None:
+        return pb.GetModelResponse(status=status)
+    manifest = entry.loaded.manifest
+    return pb.GetModelResponse(
+        status=status,
+        inputs=[_write_signature(signature) for signature in manifest.inputs],
+        head=manifest.head.value,
+        class_names=manifest.class_names or (),
+        outputs=manifest.outputs,
+        sites=[
+            pb.SiteInfo(name=site.name, kind=site.kind, rate=site.rate, shape=site.shape, balanced=site.balanced)
+            for site in manifest.sites
+        ],
+        design=_DESIGN_CODES[entry.loaded.engine.masks.design_of(manifest.design).value],
+        group_size=manifest.group_size,
+        default_draws=manifest.default_draws,
+        default_seed=manifest.default_seed,
+        calibration=_write_calibration(entry.loaded.calibration),
+        onnx_parity=manifest.parity,
+        warnings=manifest.warnings,
+        checksums=manifest.checksums,
+        max_rows=limits.max_rows,
+        max_draws=limits.max_draws,
+    )
+
+
+def _write_signature(signature: InputSignature) -> pb.TensorSignature:
+    return pb.TensorSignature(
+        name=signature.name,
+        dtype=tensors.dtype_code(np.dtype(signature.dtype)),
+        shape=[-1 if size is None else size for size in signature.shape],
+        allow_nan=signature.allow_nan,
+        dimension_names=["rows", *(signature.free.get(axis, "") for axis in range(1, len(signature.shape)))],
+    )
+
+
+def _write_calibration(calibration: Calibration | None) -> pb.CalibrationInfo | None:
+    if calibration is None:
+        return None
+    return pb.CalibrationInfo(
+        id=calibration.id,
+        method=calibration.method,
+        parameters={"temperature": calibration.temperature},
+        draws=calibration.draws,
+        seed=calibration.seed,
+        design=_DESIGN_CODES[calibration.design],
+        rows=calibration.rows,
+        data_fingerprint=calibration.data_fingerprint,
+    )

@@ -1,0 +1,153 @@
+"""The composition root: settings, workers, servicers and gRPC, put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import torch
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from dubito_models.package import Repository
+from dubito_protos import uncertainty_pb2_grpc as pb_grpc
+from dubito_service.errors import CannotListen
+from dubito_service.guard import Guard
+from dubito_service.health import SERVICE as HEALTH
+from dubito_service.health import Health
+from dubito_service.messages import RequestLimits
+from dubito_service.registry import load_registry
+from dubito_service.servicers import SERVICES, ModelServicer, UncertaintyServicer
+from dubito_service.settings import Settings
+from dubito_service.worker import DeviceWorker, StandardWorker, WorkLimits
+
+log = logging.getLogger(__name__)
+
+_FAREWELL_SECONDS = 1.0  # for last replies to leave, and for watchers of the health
+_LAST_STEP_SECONDS = 5.0
+
+
+class Server:
+    """One server: a repository, the workers, and a gRPC port. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the repository and bind the port; raises `InvalidArgument` or `CannotListen`."""
+        self._settings = settings
+        self.registry = load_registry(Repository(settings.repository), settings.newest_versions)
+        self.device = DeviceWorker(
+            WorkLimits(
+                queue_work=settings.queue_work,
+                step_work=settings.step_work,
+                step_seconds=settings.step_seconds,
+                patience_seconds=settings.patience_seconds,
+                reply_seconds=settings.reply_seconds,
+            ),
+            time.monotonic,
+        )
+        self.standard = StandardWorker(settings.queue_rows, time.monotonic)
+        self._guard = Guard(SERVICES)
+        self._health = Health(SERVICES)
+        self._grpc = self._compose()
+        self.port = _bind(self._grpc, settings)
+
+    def _compose(self) -> grpc.aio.Server:
+        settings = self._settings
+        limits = RequestLimits(settings.max_rows, settings.max_draws, settings.max_work, settings.max_message_bytes)
+        server = grpc.aio.server(
+            interceptors=[self._guard],
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
+            ],
+        )
+        uncertainty = UncertaintyServicer(self.registry, self.device, self.standard, limits, time.monotonic)
+        pb_grpc.add_UncertaintyServiceServicer_to_server(uncertainty, server)
+        pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+        return server
+
+    @property
+    def address(self) -> str:
+        """Where it listens, HOST:PORT."""
+        return _address(self._settings.host, self.port)
+
+    @property
+    def summary(self) -> str:
+        """One line: the address, what is served and what failed."""
+        names = {True: [], False: []}  # type: dict[bool, list[str]]
+        for entry in self.registry.entries():
+            names[entry.loaded is not None].append(f"{entry.model}/{entry.version}")
+        failed = f"; failed: {', '.join(names[False])}" if names[False] else ""
+        return f"dubito serves {', '.join(names[True]) or 'nothing'} on {self.address}{failed}"
+
+    async def start(self) -> None:
+        """Answer calls from now on."""
+        if self._settings.torch_threads:
+            torch.set_num_threads(self._settings.torch_threads)
+        self.device.start()
+        await self._grpc.start()
+        log.info("started address=%s", self.address)
+
+    async def stop(self, grace: float | None = None) -> bool:
+        """Refuse new calls, finish those in flight within the grace, and end; False where a pass will not end."""
+        log.info("draining calls=%d", self._guard.in_flight)
+        self._health.stop()
+        drained = await self._guard.drain(self._settings.grace_seconds if grace is None else grace)
+        self.device.close()
+        await self._grpc.stop(_FAREWELL_SECONDS)
+        self.standard.close()
+        ended = self.device.join(_LAST_STEP_SECONDS)
+        log.info("stopped drained=%s", drained)
+        return ended
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    address = _address(settings.host, settings.port)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on {address}: is the port taken, the host one of this machine?") from error
+    if not port:
+        raise CannotListen(f"cannot listen on {address}")
+    return port
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal exits at once.
+
+    `announce` gets one line when the server is ready. Returns what `Server.stop` does.
+    """
+    server = Server(settings)
+    stopping = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    await server.start()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    if settings.port_file is not None:
+        _write_atomically(settings.port_file, f"{server.port}\n")
+    announce(server.summary)
+    await stopping.wait()
+    return await server.stop()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,84 @@
+"""An engine that a test can watch, hold up and break."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dubito_models.calibration import Calibration
+from dubito_models.engine import Engine, Plan, Run, SamplingSpec
+from dubito_service.worker import Request, WorkLimits
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass was asked to do."""
+
+    rows: tuple[int, ...]
+    first: int
+    draws: int
+
+
+class Hooked(Engine):
+    """A real engine; `hook` runs before every pass, `prefix_hook` before every prefix."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.program, engine.masks, engine.head, engine.defaults)
+        self.passes: list[Pass] = []
+        self.prefixes: list[tuple[int, ...]] = []
+        self.hook: Callable[[Pass], None] = lambda this: None
+        self.prefix_hook: Callable[[tuple[int, ...]], None] = lambda rows: None
+
+    def start(
+        self, requests: Sequence[tuple[Mapping[str, Tensor], Plan]], calibration: Calibration | None
+    ) -> list[Run]:
+        self.prefixes.append(tuple(next(iter(inputs.values())).shape[0] for inputs, _ in requests))
+        self.prefix_hook(self.prefixes[-1])
+        return super().start(requests, calibration)
+
+    def advance(self, runs: Sequence[Run], draws: int) -> list[Run]:
+        self.passes.append(Pass(tuple(run.rows for run in runs), runs[0].next_draw, draws))
+        self.hook(self.passes[-1])
+        return super().advance(runs, draws)
+
+
+class Gate:
+    """Holds passes up: `entered` once one is in, `open` to let it and all later ones go on."""
+
+    def __init__(self) -> None:
+        self._entered = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self, this: Pass) -> None:
+        self._entered.set()
+        assert self._open.wait(60)
+
+    def open(self) -> None:
+        self._open.set()
+
+    def has_entered(self) -> bool:
+        return self._entered.is_set()
+
+
+def limits(**changes: float) -> WorkLimits:
+    fields: dict[str, float] = {
+        "queue_work": 10**6,
+        "step_work": 8192,
+        "step_seconds": 1e9,  # steps are cut by work alone
+        "patience_seconds": 5.0,
+        "reply_seconds": 0.0,
+        **changes,
+    }
+    return WorkLimits(**fields)  # type: ignore[arg-type]
+
+
+def request(
+    engine: Engine, rows: int = 1, *, shift: float = 0.0, deadline: float | None = None, **spec: int
+) -> Request:
+    """A request of the "mlp" case; `shift` tells its rows from others'."""
+    inputs = {"input": shift + torch.arange(rows * 6, dtype=torch.float32).reshape(rows, 6) / 10}
+    return Request(engine, None, inputs, engine.plan(SamplingSpec(**spec)), rows, deadline)
