@@ -1,0 +1,1 @@
+"""The functional core: networks become programs, programs draw, draws become calibrated answers."""

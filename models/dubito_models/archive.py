@@ -21,6 +21,7 @@ import torch
 from torch.export import ExportedProgram
 
 from dubito_models.errors import CorruptVersion
+from dubito_models.export import EXPORTING
 from dubito_models.rewriting import find_source
 
 _MEMBERS = re.compile(
@@ -52,7 +53,7 @@ def write_program(exported: ExportedProgram) -> bytes:
             node.meta["stack_trace"] = f'File "{name}", line {line}' if name else ""
     exported.example_inputs = None
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with EXPORTING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(exported, buffer)
     return buffer.getvalue()
@@ -62,7 +63,7 @@ def read_program(data: bytes) -> ExportedProgram:
     """Check an archive's tables and load it; `CorruptVersion` says what it holds that must not be loaded."""
     check_archive(data)
     try:
-        with warnings.catch_warnings():
+        with EXPORTING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.load(io.BytesIO(data))
     except Exception as error:  # whatever a broken graph makes torch raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 import torch
@@ -12,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dubito_models.data import Split, digits
+from dubito_models.data import Split, Splits, digits
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import DubitoError, InvalidArgument
+from dubito_models.manifest import NAME, ModelVersion, pack
 from dubito_models.metrics import ClassificationScores, classification_scores
-from dubito_models.package import NAME, ModelVersion, pack
 from dubito_models.predictive import Classification
 from dubito_models.recipes import Recipe, read_recipe
 from dubito_models.training import Epoch, Started, TrainedNetwork
@@ -71,28 +72,31 @@ def score_table(scores: Mapping[str, ClassificationScores], caption: str) -> Tab
     return table
 
 
-def _with_bar(recipe: Recipe, **options: Any) -> TrainedNetwork:
+def _train_with_bar(
+    recipe: Recipe, data: Splits, device: Literal["auto", "cpu", "cuda"], run_directory: Path, fresh: bool
+) -> TrainedNetwork:
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[measured]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(recipe.name, total=recipe.epochs, measured="")
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(recipe.name, total=recipe.epochs, measured="")
+    with ExitStack() as stack:
 
         def show(event: Started | Epoch) -> None:
-            if isinstance(event, Started):
-                bar.update(task, completed=event.epochs_done, description=f"{recipe.name} on {event.device}")
+            if isinstance(event, Started):  # not before: a refusal is one line, without a bar
+                stack.enter_context(bar)
+                bar.update(task, completed=event.epochs_done)
                 return
             measured = (
-                f"loss {event.train_loss:.4f}  "
-                f"validation NLL {event.validation_nll:.4f}, accuracy {event.validation_accuracy:.4f}"
+                f"loss {event.train_loss:.3f}  NLL {event.validation_nll:.3f}  accuracy {event.validation_accuracy:.3f}"
             )
             bar.update(task, completed=event.epoch, measured=measured)
 
-        trained = train_network(recipe, progress=show, **options)
+        trained = train_network(recipe, data, device=device, run_directory=run_directory, progress=show, fresh=fresh)
         bar.update(task, total=len(trained.history))  # fewer than asked where it stopped early
     return trained
 
@@ -150,7 +154,7 @@ def train(
         raise Refused(error) from error
     try:
         data = digits(chosen.seed)
-        trained = _with_bar(chosen, data=data, device=device, run_directory=directory, fresh=fresh)
+        trained = _train_with_bar(chosen, data, device, directory, fresh)
         version = pack(
             trained.network,
             torch.tensor(data.train.images[:EXAMPLE_ROWS]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from dubito_models.errors import InvalidArgument, UnsupportedNetwork
 from dubito_models.rewriting import find_written, share_memory
 
 ROWS = "rows"
+EXPORTING = threading.RLock()  # torch.export and torch.onnx keep state that threads share
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,11 @@ def export_network(module: nn.Module, example: Example, output: str | int | None
     network = copy.deepcopy(module).cpu()
     for part in network.modules():
         part.training = not _keeps_statistics(part)
-    stochastic = _export(network, example, "with dropout active")
+    with EXPORTING:
+        stochastic = _export(network, example, "with dropout active")
+        network.eval()
+        standard = _export(network, example, "with dropout off")
     _refuse_changes(stochastic, "with dropout active")
-    network.eval()
-    standard = _export(network, example, "with dropout off")
     _refuse_changes(standard, "with dropout off")
     return Exported(stochastic, standard, _pick_output(stochastic, output))
 

@@ -13,17 +13,16 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from dubito_models.archive import read_program, write_program
@@ -34,71 +33,16 @@ from dubito_models.engine import MAX_SEED, Defaults, Engine, SamplingSpec, choos
 from dubito_models.errors import AuditFailed, CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
 from dubito_models.export import Example, export_network, read_example
 from dubito_models.heads import Head, Task, count_outputs
+from dubito_models.manifest import DTYPES, NAME, DtypeName, InputSignature, Manifest, SiteEntry, read_inputs
 from dubito_models.predictive import Predictive
-from dubito_models.program import Site, StochasticProgram
+from dubito_models.program import StochasticProgram
+from dubito_models.sites import Site
 from dubito_models.standard import Evaluation, StandardPath, export_onnx, interpret
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
 
-NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 PROGRAM, STANDARD, MANIFEST = "program.pt2", "standard.onnx", "manifest.json"
 CALIBRATIONS, CURRENT = "calibrations", "current"
-DtypeName = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
-DTYPES = get_args(DtypeName)
 _AUDIT_ROWS = 3
-_EXPORTING = threading.Lock()  # torch's exporters keep state that threads share
-
-
-class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class InputSignature(_Stored):
-    """One input: axis 0 is the rows; other free axes are None in `shape` and named in `free`."""
-
-    name: str
-    dtype: DtypeName
-    shape: tuple[int | None, ...]
-    free: dict[int, str] = {}
-    allow_nan: bool = False
-    example_shape: tuple[int, ...]
-    low: float  # of the example, so that an audit can make inputs of the same range
-    high: float
-
-
-class SiteEntry(_Stored):
-    """One dropout site, as the program has it."""
-
-    name: str
-    kind: str
-    rate: Annotated[float, Field(gt=0, lt=1)]
-    shape: tuple[str, ...]
-    source: str
-    bypass: float
-    balanced: bool
-
-
-class Manifest(_Stored):
-    """What a version is, and everything about drawing that was decided at packing."""
-
-    format: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
-    version: Annotated[int, Field(ge=1)]
-    task: Task
-    head: Head
-    outputs: Annotated[int, Field(ge=1)]  # K
-    class_names: tuple[str, ...] | None = None
-    inputs: tuple[InputSignature, ...]
-    output_index: Annotated[int, Field(ge=0)]
-    sites: tuple[SiteEntry, ...]
-    design: Design
-    group_size: Annotated[int, Field(ge=2, le=30)]
-    default_draws: Annotated[int, Field(ge=1)]
-    default_seed: Annotated[int, Field(ge=0, lt=2**64)]
-    noise_variance: tuple[float, ...] | None = None
-    parity: float
-    checksums: dict[str, str]
-    warnings: tuple[str, ...] = ()
-    made_with: dict[str, str] = {}
 
 
 class ModelVersion:
@@ -180,52 +124,6 @@ class ModelVersion:
         self.calibration = calibration
 
 
-def read_inputs(signature: Sequence[InputSignature], inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, Tensor]:
-    """Check inputs against a signature and return tensors (B, ...) by name."""
-    named = inputs if isinstance(inputs, Mapping) else {signature[0].name: inputs}
-    names = [entry.name for entry in signature]
-    if not isinstance(inputs, Mapping) and len(names) > 1:
-        raise InvalidArgument("inputs", "one array", f"arrays by name: {', '.join(names)}")
-    for name in named:
-        if name not in names:
-            raise InvalidArgument(f"inputs[{name!r}]", "an input of this name", f"inputs named {', '.join(names)}")
-    tensors = {}
-    free: dict[str, tuple[str, int]] = {}
-    for entry in signature:
-        if entry.name not in named:
-            raise InvalidArgument(f"inputs[{entry.name!r}]", "nothing", _describe(entry))
-        tensors[entry.name] = _read_input(entry, np.asarray(named[entry.name]), free)
-    return tensors
-
-
-def _describe(entry: InputSignature) -> str:
-    axes = ["rows", *(str(entry.free.get(i, size)) for i, size in enumerate(entry.shape) if i > 0)]
-    return f"{entry.dtype} of shape ({', '.join(axes)})"
-
-
-def _read_input(entry: InputSignature, array: NDArray[Any], free: dict[str, tuple[str, int]]) -> Tensor:
-    field = f"inputs[{entry.name!r}]"
-    if array.dtype.name != entry.dtype:
-        raise InvalidArgument(f"{field}.dtype", array.dtype.name, entry.dtype)
-    if array.ndim != len(entry.shape):
-        raise InvalidArgument(f"{field}.shape", f"rank {array.ndim} {array.shape}", _describe(entry))
-    if any(size is not None and size != given for size, given in zip(entry.shape, array.shape, strict=True)):
-        raise InvalidArgument(f"{field}.shape", str(array.shape), _describe(entry))
-    if array.shape[0] < 1:
-        raise InvalidArgument(f"{field}.shape", "0 rows", "at least 1 row")
-    for axis, label in ((0, "rows"), *entry.free.items()):
-        first, size = free.setdefault(label, (entry.name, array.shape[axis]))
-        if size != array.shape[axis] or size < 1:
-            raise InvalidArgument(
-                f"{field}.shape", f"{label} = {array.shape[axis]}", f"{size} {label}, as in {first!r}; at least 1"
-            )
-    if not entry.allow_nan and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InvalidArgument(field, f"{array[where]} at {where}", "finite numbers")
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(native if native.flags.writeable else native.copy())
-
-
 def pack(
     module: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
@@ -264,9 +162,8 @@ def pack(
     if version is not None and version < 1:
         raise InvalidArgument("version", version, "a positive integer")
     example = read_example(module, example_inputs, dynamic)
-    with _EXPORTING:
-        exported = export_network(module, example, output)
-        onnx = export_onnx(exported.standard)
+    exported = export_network(module, example, output)
+    onnx = export_onnx(exported.standard)
     program = StochasticProgram(exported.stochastic, _free_axes(example), exported.output)
     shapes = program.mask_shapes(_symbols(example))
     balanced = choose_balanced(program.sites, shapes)

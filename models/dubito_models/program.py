@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import sympy
@@ -18,45 +17,19 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from dubito_models.errors import NoDropout, UnknownRandomness, UnsupportedNetwork
+from dubito_models.errors import NoDropout, UnsupportedNetwork
 from dubito_models.export import ROWS
-from dubito_models.rewriting import (
-    find_source,
-    find_written,
-    functionalise,
-    masked_attention,
-    multiply_by_mask,
-    refuse_shared_writes,
-    share_memory,
+from dubito_models.rewriting import find_source, find_written, functionalise, refuse_shared_writes, share_memory
+from dubito_models.sites import (
+    Site,
+    SymbolNames,
+    Symbols,
+    evaluate_size,
+    expression_of,
+    is_size,
+    name_symbols,
+    rewrite_sites,
 )
-
-aten = torch.ops.aten
-Symbols = Mapping[str, int]
-
-
-class SiteKind(StrEnum):
-    """What one element of a site's mask switches off."""
-
-    ELEMENT = "element"
-    CHANNEL = "channel"
-    ATTENTION = "attention"
-    WEIGHT = "weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One dropout operation of a network.
-
-    `shape` is the mask's, per draw and without the row axis: numbers, or expressions of free axes.
-    `bypass` is the mask value at which the site does nothing.
-    """
-
-    name: str
-    kind: SiteKind
-    rate: float
-    shape: tuple[str, ...]
-    source: str
-    bypass: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +56,9 @@ class StochasticProgram:
         module = _lift(exported)
         functionalise(module.graph)
         _keep_output(module.graph, output)
-        self._symbols = _name_symbols(module.graph, inputs)
+        self._symbols = name_symbols(module.graph, inputs)
         self.inputs = tuple(inputs)
-        self.sites, masks = _rewrite(module.graph, self._symbols)
+        self.sites, masks = rewrite_sites(module.graph, self._symbols)
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
         self.device = torch.device("cpu")
 
@@ -165,23 +138,6 @@ class StochasticProgram:
         return self._suffix.largest_at(self._symbols, symbols)
 
 
-@dataclass(frozen=True, slots=True)
-class _SymbolNames:
-    """The graph's symbols: which input's which axis each one is, and what we call it."""
-
-    origins: tuple[tuple[str, int, str], ...]  # input, axis, label
-    of_label: Mapping[str, sympy.Symbol]
-
-    def values(self, symbols: Symbols) -> dict[sympy.Symbol, int]:
-        """Return the sizes keyed by the graph's symbols."""
-        return {self.of_label[label]: size for label, size in symbols.items()}
-
-    def label(self, expression: Any) -> str:
-        """Write an expression of symbols with our labels."""
-        names = {symbol: sympy.Symbol(label) for label, symbol in self.of_label.items()}
-        return str(sympy.sympify(_expression(expression)).xreplace(names))
-
-
 class _Part:
     """A graph of its own: it takes tensors, then the values of `sizes`, then (the suffix) masks.
 
@@ -194,24 +150,24 @@ class _Part:
         self._values: dict[tuple[tuple[str, int], ...], tuple[int | float, ...]] = {}
         self._largest: dict[tuple[tuple[str, int], ...], int] = {}
 
-    def sizes_at(self, names: _SymbolNames, symbols: Symbols) -> tuple[int | float, ...]:
+    def sizes_at(self, names: SymbolNames, symbols: Symbols) -> tuple[int | float, ...]:
         """Evaluate the sizes that the graph takes, for these sizes of the free axes."""
         if not self._sizes:
             return ()
         key = tuple(symbols.items())
         if key not in self._values:
             named = names.values(symbols)
-            _remember(self._values, key, tuple(_evaluate(size, named) for size in self._sizes))
+            _remember(self._values, key, tuple(evaluate_size(size, named) for size in self._sizes))
         return self._values[key]
 
-    def largest_at(self, names: _SymbolNames, symbols: Symbols) -> int:
+    def largest_at(self, names: SymbolNames, symbols: Symbols) -> int:
         """Return the bytes of the largest value that the graph makes, for these sizes of the free axes."""
         key = tuple(symbols.items())
         if key not in self._largest:
             named = names.values(symbols)
             values = [node.meta["val"] for node in self.module.graph.nodes if node.op == "call_function"]
             sizes = [
-                int(_evaluate(value.numel(), named)) * value.element_size()
+                int(evaluate_size(value.numel(), named)) * value.element_size()
                 for value in values
                 if isinstance(value, Tensor)
             ]
@@ -223,18 +179,6 @@ def _remember(cache: dict[Any, Any], key: object, value: object, most: int = 409
     if len(cache) >= most:
         cache.pop(next(iter(cache)))
     cache[key] = value
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size
-
-
-def _evaluate(size: Any, named: Mapping[sympy.Symbol, int]) -> int | float:
-    expression = _expression(size)
-    if isinstance(expression, (int, float)):
-        return expression
-    value = expression.xreplace({symbol: sympy.Integer(number) for symbol, number in named.items()})
-    return int(value) if value.is_integer else float(value)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -287,169 +231,15 @@ def _keep_output(graph: fx.Graph, output: int) -> None:
     node.args = (prediction,)
 
 
-def _name_symbols(graph: fx.Graph, inputs: Mapping[str, Mapping[int, str]]) -> _SymbolNames:
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(placeholders) != len(inputs):
-        raise UnsupportedNetwork(f"the graph takes {len(placeholders)} inputs, the signature names {len(inputs)}")
-    origins: list[tuple[str, int, str]] = []
-    of_label: dict[str, sympy.Symbol] = {}
-    for node, (name, free) in zip(placeholders, inputs.items(), strict=True):
-        for axis, size in enumerate(node.meta["val"].shape):
-            symbol = _expression(size)
-            if isinstance(symbol, int) or symbol in of_label.values():
-                continue
-            if not isinstance(symbol, sympy.Symbol):
-                raise UnsupportedNetwork(f"input {name}: axis {axis} is tied to others by {symbol}")
-            label = ROWS if axis == 0 else free.get(axis, f"{name}_{axis}")
-            of_label[label] = symbol
-            origins.append((name, axis, label))
-    if ROWS not in of_label:
-        raise UnsupportedNetwork("the number of rows is fixed in the graph; it must stay free")
-    return _SymbolNames(tuple(origins), of_label)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and (torch.Tag.nondeterministic_seeded in node.target.tags)
-
-
-def _argument(node: fx.Node, name: str) -> Any:
-    """Return an argument of an ATen call by its name in the operator's schema."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    for index, argument in enumerate(schema.arguments):
-        if argument.name == name:
-            if index < len(node.args):
-                return node.args[index]
-            return node.kwargs.get(name, argument.default_value)
-    raise UnsupportedNetwork(f"{node.target} takes no argument {name}")
-
-
-_ELEMENT = {aten.dropout.default, aten.native_dropout.default}
-_CHANNEL = {aten.feature_dropout.default}
-_ATTENTION = {aten.scaled_dot_product_attention.default}
-
-
-def _rewrite(graph: fx.Graph, symbols: _SymbolNames) -> tuple[tuple[Site, ...], tuple[fx.Node, ...]]:
-    """Replace every active dropout node; returns the sites and their mask inputs."""
-    sites: list[Site] = []
-    masks: list[fx.Node] = []
-    names: dict[str, int] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not _is_random(node):
-            continue
-        found = _recognise(node)
-        if found is None:
-            continue
-        kind, rate = found
-        shape, axis = _mask_shape(node, kind, symbols)
-        if axis is None and kind is SiteKind.ELEMENT:
-            kind = SiteKind.WEIGHT
-        name = _site_name(node, kind, names)
-        sites.append(Site(name, kind, rate, shape, find_source(node)))
-        with graph.inserting_before(node):
-            mask = graph.create_node("placeholder", f"mask_{len(masks)}", name=f"mask_{len(masks)}")
-            new = _replacement(graph, node, kind, mask, axis)
-        new.meta.update({key: value for key, value in node.meta.items() if key != "eager_input_vals"})
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        masks.append(mask)
-    if not sites:
-        raise NoDropout(
-            "the network holds no active dropout: every draw would be the same, so there is no uncertainty to serve. "
-            "Add nn.Dropout (rate between 0 and 1) before training, or check that its rate is not 0"
-        )
-    return tuple(sites), tuple(masks)
-
-
-def _recognise(node: fx.Node) -> tuple[SiteKind, float] | None:
-    """Tell what dropout a random node is, or None where it is switched off; refuse everything else."""
-    target = node.target
-    if target in _ELEMENT | _CHANNEL:
-        rate, active = _argument(node, "p"), _argument(node, "train")
-        kind = SiteKind.ELEMENT if target in _ELEMENT else SiteKind.CHANNEL
-    elif target in _ATTENTION:
-        rate, active, kind = _argument(node, "dropout_p"), True, SiteKind.ATTENTION
-    else:
-        if _is_switched_off(node):
-            return None
-        raise UnknownRandomness(
-            f"{target} (node {node.name}, {find_source(node)}) draws random numbers and is not a dropout that can be "
-            "served; served are element, channel and attention dropout, as modules or functions"
-        )
-    if not isinstance(rate, (int, float)):
-        raise UnknownRandomness(f"{target} (node {node.name}, {find_source(node)}) has a rate that is not a constant")
-    if not active or rate == 0.0:
-        return None
-    if not 0.0 < rate < 1.0:
-        raise UnsupportedNetwork(f"{node.name} ({find_source(node)}): dropout rate {rate}; accepted: 0 <= rate < 1")
-    return kind, float(rate)
-
-
-def _is_switched_off(node: fx.Node) -> bool:
-    """Tell whether a random operator's own arguments keep it from drawing (train=False, rate 0)."""
-    schema = {argument.name for argument in node.target._schema.arguments}  # type: ignore[union-attr]
-    for flag in ("train", "training"):
-        if flag in schema and _argument(node, flag) is False:
-            return True
-    return any(rate in schema and _argument(node, rate) == 0.0 for rate in ("dropout", "dropout_p"))
-
-
-def _mask_shape(node: fx.Node, kind: SiteKind, symbols: _SymbolNames) -> tuple[tuple[str, ...], int | None]:
-    """Return the mask's shape without rows, and the axis at which the rows stood (None: a row-free site)."""
-    if kind is SiteKind.ATTENTION:
-        query, key = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
-        sizes = (*query.shape[:-1], key.shape[-2])
-    else:
-        sizes = tuple(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
-        if kind is SiteKind.CHANNEL:
-            sizes = sizes[:2]
-    rows = symbols.of_label[ROWS]
-    shape: list[str] = []
-    row_axis: int | None = None
-    for axis, size in enumerate(sizes):
-        expression = _expression(size)
-        if isinstance(expression, int) or rows not in expression.free_symbols:
-            shape.append(symbols.label(size))
-            continue
-        fold = sympy.simplify(expression / rows)
-        if row_axis is not None or rows in fold.free_symbols:
-            raise UnsupportedNetwork(
-                f"{node.name} ({find_source(node)}): the rows stand in more than one axis of its shape "
-                f"[{', '.join(symbols.label(s) for s in sizes)}], so a mask cannot be shared by rows"
-            )
-        row_axis = axis
-        if fold != 1:  # heads or windows folded into the rows: the mask has that axis, tiled over rows
-            shape.append(symbols.label(fold))
-    return tuple(shape), row_axis
-
-
-def _site_name(node: fx.Node, kind: SiteKind, names: dict[str, int]) -> str:
-    stack = [entry for key, entry in (node.meta.get("nn_module_stack") or {}).items() if "empty_nn" not in key]
-    path, owner = stack[-1] if stack else ("", "")
-    owner = owner if isinstance(owner, str) else owner.__name__
-    is_module = "Dropout" in owner.rsplit(".", 1)[-1]
-    name = path if is_module else f"{path}.{kind.value}_dropout".lstrip(".")
-    names[name] = names.get(name, 0) + 1
-    return name if names[name] == 1 else f"{name}#{names[name]}"
-
-
-def _replacement(graph: fx.Graph, node: fx.Node, kind: SiteKind, mask: fx.Node, axis: int | None) -> fx.Node:
-    if kind is SiteKind.ATTENTION:
-        arguments = {name: _argument(node, name) for name in ("attn_mask", "is_causal", "scale", "enable_gqa")}
-        return graph.call_function(masked_attention, (*node.args[:3], mask, axis), arguments)
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
-    trailing = value.dim() - 2 if kind is SiteKind.CHANNEL else 0
-    return graph.call_function(multiply_by_mask, (node.args[0], mask, axis, trailing))
-
-
 def _cut(
-    module: fx.GraphModule, masks: tuple[fx.Node, ...], symbols: _SymbolNames
+    module: fx.GraphModule, masks: tuple[fx.Node, ...], symbols: SymbolNames
 ) -> tuple[_Part, _Part, tuple[int | None, ...]]:
     """Split into prefix and suffix; also the row axis of each tensor that crosses (None: it has no rows)."""
     graph = module.graph
     needed = _needed(graph, masks)
     random = set(masks)
     for node in graph.nodes:
-        if node in needed and not _is_size(node) and any(parent in random for parent in node.all_input_nodes):
+        if node in needed and not is_size(node) and any(parent in random for parent in node.all_input_nodes):
             random.add(node)
     refuse_shared_writes(graph, random, needed)
     if graph.output_node().args[0] not in random:
@@ -459,7 +249,7 @@ def _cut(
         parent
         for node in later
         for parent in node.all_input_nodes
-        if parent not in random and not _is_size(parent) and parent.op != "get_attr"
+        if parent not in random and not is_size(parent) and parent.op != "get_attr"
     )
     early = _upstream(graph, crossing)
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in masks]
@@ -477,15 +267,11 @@ def _ordered(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     return list(dict.fromkeys(nodes))
 
 
-def _is_size(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _sizes_for(nodes: Sequence[fx.Node], symbols: _SymbolNames) -> list[fx.Node]:
+def _sizes_for(nodes: Sequence[fx.Node], symbols: SymbolNames) -> list[fx.Node]:
     """Return the sizes that these nodes take; each must follow from the sizes of the inputs."""
-    sizes = _ordered(parent for node in nodes for parent in node.all_input_nodes if _is_size(parent))
+    sizes = _ordered(parent for node in nodes for parent in node.all_input_nodes if is_size(parent))
     for size in sizes:
-        free: set[sympy.Symbol] = getattr(_expression(size.meta["val"]), "free_symbols", set())
+        free: set[sympy.Symbol] = getattr(expression_of(size.meta["val"]), "free_symbols", set())
         if not free <= set(symbols.of_label.values()):
             raise UnsupportedNetwork(f"{size.name} ({find_source(size)}): a size that depends on the data")
     return sizes
@@ -499,7 +285,7 @@ def _needed(graph: fx.Graph, masks: tuple[fx.Node, ...]) -> set[fx.Node]:
 def _upstream(graph: fx.Graph, ends: Sequence[fx.Node]) -> list[fx.Node]:
     """Return the calls that these nodes depend on, in order, stopping at sizes."""
     reached = _reach(graph, set(ends))
-    return [node for node in graph.nodes if node in reached and node.op == "call_function" and not _is_size(node)]
+    return [node for node in graph.nodes if node in reached and node.op == "call_function" and not is_size(node)]
 
 
 def _reach(graph: fx.Graph, ends: set[fx.Node]) -> set[fx.Node]:
@@ -508,7 +294,7 @@ def _reach(graph: fx.Graph, ends: set[fx.Node]) -> set[fx.Node]:
         written = find_written(node)
         if node in reached or (written is not None and share_memory(written) & reached):
             reached.add(node)
-            if not _is_size(node):
+            if not is_size(node):
                 reached.update(node.all_input_nodes)
     return reached
 
@@ -535,12 +321,12 @@ def _extract(
     return fx.GraphModule(root, graph)
 
 
-def _row_axis(node: fx.Node, symbols: _SymbolNames) -> int | None:
+def _row_axis(node: fx.Node, symbols: SymbolNames) -> int | None:
     rows = symbols.of_label[ROWS]
     axes = [
         axis
         for axis, size in enumerate(node.meta["val"].shape)
-        if rows in getattr(_expression(size), "free_symbols", ())
+        if rows in getattr(expression_of(size), "free_symbols", ())
     ]
     if len(axes) > 1:
         raise UnsupportedNetwork(f"{node.name} ({find_source(node)}): rows stand in more than one axis")

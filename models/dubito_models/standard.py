@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from dubito_models.errors import CorruptVersion, UnsupportedNetwork
+from dubito_models.export import EXPORTING
 from dubito_models.heads import Head, decode
 
 
@@ -47,7 +48,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 def export_onnx(standard: ExportedProgram) -> bytes:
     """Export the network in evaluation mode as ONNX, its free axes free; `UnsupportedNetwork` where ONNX cannot."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with EXPORTING, tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "standard.onnx"
         try:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from dubito_models.errors import InvalidArgument
-from dubito_models.program import Site, SiteKind, StochasticProgram, Symbols
+from dubito_models.program import StochasticProgram
+from dubito_models.sites import Site, SiteKind, Symbols
 
 UNIT_BUDGET = 65_536  # a site with more units than this is drawn independently
 _MASK32 = 0xFFFFFFFF

@@ -244,7 +244,7 @@ def _restore(fit: _Fit, path: Path, fingerprint: str) -> None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["fingerprint"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, OSError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, OSError):
         raise InvalidArgument("run_directory", f"{path}, which is no checkpoint", remedy) from None
     if found != fingerprint:
         given = f"{path}, a checkpoint of another recipe or other data"

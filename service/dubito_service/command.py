@@ -46,7 +46,7 @@ def serve(**flags: Any) -> None:
     logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         ended = asyncio.run(server.serve(chosen, click.echo))
-    except DubitoError as error:
+    except (DubitoError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if not ended:
         logging.shutdown()

@@ -14,7 +14,8 @@ from dubito_models.calibration import Calibration
 from dubito_models.engine import Plan, SamplingSpec
 from dubito_models.errors import InvalidArgument, NotImplementedYet
 from dubito_models.heads import Task
-from dubito_models.package import InputSignature, Manifest, ModelVersion
+from dubito_models.manifest import InputSignature, Manifest
+from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason, Validity
 from dubito_models.standard import Evaluation
 from dubito_models.thinning import Design

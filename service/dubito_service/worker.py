@@ -166,6 +166,7 @@ class DeviceWorker:
         self._limits = limits
         self._clock = clock
         self._numbers = itertools.count()
+        self._waiting: set[_Job] = set()  # the event loop's
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pace = Pace()
         self._paces: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()
@@ -177,9 +178,13 @@ class DeviceWorker:
         self._thread.start()
 
     def close(self) -> None:
-        """Let the thread end after its current step; whoever still waits gets `Draining`."""
+        """Give `Draining` to whoever waits, and let the thread end after its current step."""
         self._closed = True
         self._inbox.put(None)
+        for job in self._waiting:
+            job.abandoned = True
+            if not job.future.done():
+                job.future.set_exception(Draining("the server stopped before the answer was ready"))
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread to end; False where it takes longer."""
@@ -197,11 +202,13 @@ class DeviceWorker:
         future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
         job = _Job(next(self._numbers), request, future, arrived=now, since=now)
         self.queued_work += request.work
+        self._waiting.add(job)
         try:
             self._inbox.put(job)
             return await future
         finally:
             job.abandoned = True
+            self._waiting.remove(job)
             self.queued_work -= request.work
 
     def _admit(self, request: Request) -> None:
@@ -225,9 +232,6 @@ class DeviceWorker:
                     job.outcome = job.outcome or error
             self._hand_over([job for job in jobs if job.outcome is not None])
             jobs = [job for job in jobs if job.outcome is None and not job.abandoned]
-        for job in jobs:
-            job.outcome = Draining("the server stopped before the answer was ready")
-        self._hand_over(jobs)
 
     def _take(self, jobs: list[_Job]) -> bool:
         """Take in what was submitted, waiting only where there is nothing to do; False to end."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dubito_models.package import ModelVersion
-from dubito_models.program import Site, SiteKind
+from dubito_models.sites import Site, SiteKind
 from dubito_models.thinning import Design, choose_group_size, drop_bits, philox
 from networks import sample
 

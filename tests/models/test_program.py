@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dubito_models.errors import InvalidArgument, NoDropout, UnknownRandomness, UnsupportedNetwork
 from dubito_models.export import export_network, read_example
 from dubito_models.package import ModelVersion
-from dubito_models.program import SiteKind, StochasticProgram
+from dubito_models.program import StochasticProgram
+from dubito_models.sites import SiteKind
 from networks import sample
 
 Packed = Callable[[str], ModelVersion]

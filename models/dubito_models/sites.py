@@ -1,0 +1,238 @@
+"""The dropout sites of a graph: found among its nodes, and rewritten to products with masks that are inputs.
+
+Sizes are expressions of the graph's symbols; every free axis has a name of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from dubito_models.errors import NoDropout, UnknownRandomness, UnsupportedNetwork
+from dubito_models.export import ROWS
+from dubito_models.rewriting import find_source, masked_attention, multiply_by_mask
+
+aten = torch.ops.aten
+Symbols = Mapping[str, int]  # sizes of the free axes by label, the rows among them
+
+
+class SiteKind(StrEnum):
+    """What one element of a site's mask switches off."""
+
+    ELEMENT = "element"
+    CHANNEL = "channel"
+    ATTENTION = "attention"
+    WEIGHT = "weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One dropout operation of a network.
+
+    `shape` is the mask's, per draw and without the row axis: numbers, or expressions of free axes.
+    `bypass` is the mask value at which the site does nothing.
+    """
+
+    name: str
+    kind: SiteKind
+    rate: float
+    shape: tuple[str, ...]
+    source: str
+    bypass: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolNames:
+    """The graph's symbols: which input's which axis each one is, and what we call it."""
+
+    origins: tuple[tuple[str, int, str], ...]  # input, axis, label
+    of_label: Mapping[str, sympy.Symbol]
+
+    def values(self, symbols: Symbols) -> dict[sympy.Symbol, int]:
+        """Return the sizes keyed by the graph's symbols."""
+        return {self.of_label[label]: size for label, size in symbols.items()}
+
+    def label(self, expression: Any) -> str:
+        """Write an expression of symbols with our labels."""
+        names = {symbol: sympy.Symbol(label) for label, symbol in self.of_label.items()}
+        return str(sympy.sympify(expression_of(expression)).xreplace(names))
+
+
+def expression_of(size: Any) -> Any:
+    """Return the expression of a symbolic size; a number as it is."""
+    return size.node.expr if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size
+
+
+def evaluate_size(size: Any, named: Mapping[sympy.Symbol, int]) -> int | float:
+    """Return the value of a size or its expression, where its symbols have these values."""
+    expression = expression_of(size)
+    if isinstance(expression, (int, float)):
+        return expression
+    value = expression.xreplace({symbol: sympy.Integer(number) for symbol, number in named.items()})
+    return int(value) if value.is_integer else float(value)
+
+
+def is_size(node: fx.Node) -> bool:
+    """Tell whether a node's value is a symbolic number, not a tensor."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def name_symbols(graph: fx.Graph, inputs: Mapping[str, Mapping[int, str]]) -> SymbolNames:
+    """Find the graph's symbols among the sizes of its inputs; `inputs` names them in order, and their free axes."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(placeholders) != len(inputs):
+        raise UnsupportedNetwork(f"the graph takes {len(placeholders)} inputs, the signature names {len(inputs)}")
+    origins: list[tuple[str, int, str]] = []
+    of_label: dict[str, sympy.Symbol] = {}
+    for node, (name, free) in zip(placeholders, inputs.items(), strict=True):
+        for axis, size in enumerate(node.meta["val"].shape):
+            symbol = expression_of(size)
+            if isinstance(symbol, int) or symbol in of_label.values():
+                continue
+            if not isinstance(symbol, sympy.Symbol):
+                raise UnsupportedNetwork(f"input {name}: axis {axis} is tied to others by {symbol}")
+            label = ROWS if axis == 0 else free.get(axis, f"{name}_{axis}")
+            of_label[label] = symbol
+            origins.append((name, axis, label))
+    if ROWS not in of_label:
+        raise UnsupportedNetwork("the number of rows is fixed in the graph; it must stay free")
+    return SymbolNames(tuple(origins), of_label)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and (torch.Tag.nondeterministic_seeded in node.target.tags)
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """Return an argument of an ATen call by its name in the operator's schema."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    for index, argument in enumerate(schema.arguments):
+        if argument.name == name:
+            if index < len(node.args):
+                return node.args[index]
+            return node.kwargs.get(name, argument.default_value)
+    raise UnsupportedNetwork(f"{node.target} takes no argument {name}")
+
+
+_ELEMENT = {aten.dropout.default, aten.native_dropout.default}
+_CHANNEL = {aten.feature_dropout.default}
+_ATTENTION = {aten.scaled_dot_product_attention.default}
+
+
+def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ...], tuple[fx.Node, ...]]:
+    """Replace every active dropout node; returns the sites and their mask inputs."""
+    sites: list[Site] = []
+    masks: list[fx.Node] = []
+    names: dict[str, int] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _is_random(node):
+            continue
+        found = _recognise(node)
+        if found is None:
+            continue
+        kind, rate = found
+        shape, axis = _mask_shape(node, kind, symbols)
+        if axis is None and kind is SiteKind.ELEMENT:
+            kind = SiteKind.WEIGHT
+        name = _site_name(node, kind, names)
+        sites.append(Site(name, kind, rate, shape, find_source(node)))
+        with graph.inserting_before(node):
+            mask = graph.create_node("placeholder", f"mask_{len(masks)}", name=f"mask_{len(masks)}")
+            new = _replacement(graph, node, kind, mask, axis)
+        new.meta.update({key: value for key, value in node.meta.items() if key != "eager_input_vals"})
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        masks.append(mask)
+    if not sites:
+        raise NoDropout(
+            "the network holds no active dropout: every draw would be the same, so there is no uncertainty to serve. "
+            "Add nn.Dropout (rate between 0 and 1) before training, or check that its rate is not 0"
+        )
+    return tuple(sites), tuple(masks)
+
+
+def _recognise(node: fx.Node) -> tuple[SiteKind, float] | None:
+    """Tell what dropout a random node is, or None where it is switched off; refuse everything else."""
+    target = node.target
+    if target in _ELEMENT | _CHANNEL:
+        rate, active = _argument(node, "p"), _argument(node, "train")
+        kind = SiteKind.ELEMENT if target in _ELEMENT else SiteKind.CHANNEL
+    elif target in _ATTENTION:
+        rate, active, kind = _argument(node, "dropout_p"), True, SiteKind.ATTENTION
+    else:
+        if _is_switched_off(node):
+            return None
+        raise UnknownRandomness(
+            f"{target} (node {node.name}, {find_source(node)}) draws random numbers and is not a dropout that can be "
+            "served; served are element, channel and attention dropout, as modules or functions"
+        )
+    if not isinstance(rate, (int, float)):
+        raise UnknownRandomness(f"{target} (node {node.name}, {find_source(node)}) has a rate that is not a constant")
+    if not active or rate == 0.0:
+        return None
+    if not 0.0 < rate < 1.0:
+        raise UnsupportedNetwork(f"{node.name} ({find_source(node)}): dropout rate {rate}; accepted: 0 <= rate < 1")
+    return kind, float(rate)
+
+
+def _is_switched_off(node: fx.Node) -> bool:
+    """Tell whether a random operator's own arguments keep it from drawing (train=False, rate 0)."""
+    schema = {argument.name for argument in node.target._schema.arguments}  # type: ignore[union-attr]
+    for flag in ("train", "training"):
+        if flag in schema and _argument(node, flag) is False:
+            return True
+    return any(rate in schema and _argument(node, rate) == 0.0 for rate in ("dropout", "dropout_p"))
+
+
+def _mask_shape(node: fx.Node, kind: SiteKind, symbols: SymbolNames) -> tuple[tuple[str, ...], int | None]:
+    """Return the mask's shape without rows, and the axis at which the rows stood (None: a row-free site)."""
+    if kind is SiteKind.ATTENTION:
+        query, key = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
+        sizes = (*query.shape[:-1], key.shape[-2])
+    else:
+        sizes = tuple(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        if kind is SiteKind.CHANNEL:
+            sizes = sizes[:2]
+    rows = symbols.of_label[ROWS]
+    shape: list[str] = []
+    row_axis: int | None = None
+    for axis, size in enumerate(sizes):
+        expression = expression_of(size)
+        if isinstance(expression, int) or rows not in expression.free_symbols:
+            shape.append(symbols.label(size))
+            continue
+        fold = sympy.simplify(expression / rows)
+        if row_axis is not None or rows in fold.free_symbols:
+            raise UnsupportedNetwork(
+                f"{node.name} ({find_source(node)}): the rows stand in more than one axis of its shape "
+                f"[{', '.join(symbols.label(s) for s in sizes)}], so a mask cannot be shared by rows"
+            )
+        row_axis = axis
+        if fold != 1:  # heads or windows folded into the rows: the mask has that axis, tiled over rows
+            shape.append(symbols.label(fold))
+    return tuple(shape), row_axis
+
+
+def _site_name(node: fx.Node, kind: SiteKind, names: dict[str, int]) -> str:
+    stack = [entry for key, entry in (node.meta.get("nn_module_stack") or {}).items() if "empty_nn" not in key]
+    path, owner = stack[-1] if stack else ("", "")
+    owner = owner if isinstance(owner, str) else owner.__name__
+    is_module = "Dropout" in owner.rsplit(".", 1)[-1]
+    name = path if is_module else f"{path}.{kind.value}_dropout".lstrip(".")
+    names[name] = names.get(name, 0) + 1
+    return name if names[name] == 1 else f"{name}#{names[name]}"
+
+
+def _replacement(graph: fx.Graph, node: fx.Node, kind: SiteKind, mask: fx.Node, axis: int | None) -> fx.Node:
+    if kind is SiteKind.ATTENTION:
+        arguments = {name: _argument(node, name) for name in ("attn_mask", "is_causal", "scale", "enable_gqa")}
+        return graph.call_function(masked_attention, (*node.args[:3], mask, axis), arguments)
+    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    trailing = value.dim() - 2 if kind is SiteKind.CHANNEL else 0
+    return graph.call_function(multiply_by_mask, (node.args[0], mask, axis, trailing))

@@ -1,0 +1,250 @@
+"""Calls over a socket to a server in this process, whose engine can be watched, held up and broken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from dubito_models.package import ModelVersion
+from dubito_protos import tensors
+from dubito_protos import uncertainty_pb2 as pb
+from dubito_protos import uncertainty_pb2_grpc as pb_grpc
+from dubito_service.server import Server
+from dubito_service.settings import Settings
+
+from .hooked import Gate, Hooked, Pass
+from .wire import asking, detail, probabilities
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one loop for all of gRPC's calls in this process
+
+Code = grpc.StatusCode
+Health = health_pb2.HealthCheckResponse
+SECONDS = 60.0  # that a call may take at most; nothing here waits for it
+
+
+@dataclass(frozen=True)
+class Inside:
+    server: Server
+    engine: Hooked
+    stub: pb_grpc.UncertaintyServiceAsyncStub
+    health: health_pb2_grpc.HealthStub
+
+    async def predict(self, request: pb.PredictRequest, timeout: float | None = SECONDS) -> pb.PredictResponse:
+        return await self.stub.Predict(request, timeout=timeout)
+
+
+Open = Callable[..., Awaitable[Inside]]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def opened(packed: Callable[[str], ModelVersion], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+    """Opens servers in this process; each is stopped when the test ends."""
+    version = packed("mlp")
+    servers: list[Server] = []
+    channels: list[grpc.aio.Channel] = []
+
+    async def open_server(**settings: float) -> Inside:
+        engine = Hooked(version.engine)
+        server = Server(Settings(repository=version.folder.parent.parent, port=0, **settings))  # type: ignore[arg-type]
+        monkeypatch.setattr(server.registry.find("mlp", None), "engine", engine)
+        await server.start()
+        servers.append(server)
+        channels.append(grpc.aio.insecure_channel(server.address))
+        stub = pb_grpc.UncertaintyServiceStub(channels[-1])
+        return Inside(server, engine, stub, health_pb2_grpc.HealthStub(channels[-1]))
+
+    yield open_server
+    for channel in channels:
+        await channel.close()
+    for server in servers:
+        await server.stop(0.0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def linger(seconds: float) -> Callable[[Pass], None]:
+    return lambda this: time.sleep(seconds)
+
+
+async def test_near_the_deadline_what_was_drawn_is_the_answer_and_it_is_marked(opened: Open) -> None:
+    inside = await opened(step_work=50, reply_seconds=0.5)
+    inside.engine.hook = linger(0.01)
+    reply = await inside.predict(asking(2, max_draws=10_000), timeout=2.0)
+    used = int(tensors.decode(reply.draws)[0])
+    assert list(reply.stop_reason) == [pb.STOP_REASON_DEADLINE] * 2
+    assert 10 <= used < 10_000
+    assert reply.warnings[0] == f"the deadline ended drawing after {used} of 10000 draws"
+    inside.engine.hook = linger(0)
+    again = await inside.predict(asking(2, max_draws=used, min_draws=used))
+    np.testing.assert_allclose(probabilities(again), probabilities(reply), rtol=0, atol=1e-6)
+
+
+async def test_a_deadline_with_nothing_drawn_is_exceeded_and_costs_no_pass(opened: Open) -> None:
+    inside = await opened()
+    gate = inside.engine.hook = Gate()
+    first = asyncio.create_task(inside.predict(asking(1)))
+    await until(gate.has_entered)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await inside.predict(asking(3), timeout=0.2)
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    await until(lambda: inside.server.device.queued_work == 40)
+    gate.open()
+    await first
+    await inside.predict(asking(2))
+    assert {this.rows for this in inside.engine.passes} == {(1,), (2,)}
+
+
+async def test_a_cancelled_call_leaves_and_costs_no_further_pass(opened: Open) -> None:
+    inside = await opened(step_work=10)
+    gate = inside.engine.hook = Gate()
+    call = inside.stub.Predict(asking(1, max_draws=10_000), timeout=SECONDS)
+    await until(gate.has_entered)
+    call.cancel()
+    await until(lambda: inside.server.device.queued_work == 0)
+    gate.open()
+    await inside.predict(asking(2, max_draws=10))
+    assert [this.rows for this in inside.engine.passes] == [(1,), (2,)]
+    assert inside.server.device.counters.passes == 2
+
+
+async def test_cancelling_one_of_many_leaves_the_others_unaffected(opened: Open) -> None:
+    """The case in which other servers hang the whole batch: one caller leaves in the middle of a shared pass."""
+    inside = await opened()
+    alone = [await inside.predict(asking(2, data=i)) for i in range(6)]
+    held, shared = Gate(), Gate()
+    inside.engine.hook = held
+    first = asyncio.create_task(inside.predict(asking(1)))
+    await until(held.has_entered)
+    calls = [inside.stub.Predict(asking(2, data=i), timeout=SECONDS) for i in range(6)]
+    await until(lambda: inside.server.device.queued_work == 40 + 6 * 80)
+    inside.engine.hook = shared
+    held.open()
+    await until(shared.has_entered)
+    assert inside.engine.passes[-1].rows == (2,) * 6
+    calls[2].cancel()
+    await until(lambda: inside.server.device.queued_work <= 40 + 5 * 80)
+    shared.open()
+    await first
+    for i in (0, 1, 3, 4, 5):
+        np.testing.assert_allclose(probabilities(await calls[i]), probabilities(alone[i]), rtol=0, atol=1e-6)
+    with pytest.raises(asyncio.CancelledError):
+        await calls[2]
+
+
+async def test_a_failure_is_internal_with_an_id_that_the_log_explains(opened, caplog: pytest.LogCaptureFixture) -> None:
+    inside = await opened()
+
+    def fail(this: Pass) -> None:
+        raise ZeroDivisionError("a secret")
+
+    inside.engine.hook = fail
+    with caplog.at_level(logging.ERROR), pytest.raises(grpc.aio.AioRpcError) as caught:
+        await inside.predict(asking())
+    assert caught.value.code() is Code.INTERNAL
+    number = str(caught.value.details()).split()[2].rstrip(";")
+    assert "secret" not in str(caught.value.details())
+    assert number in caplog.text
+    assert "a secret" in caplog.text
+    inside.engine.hook = linger(0)
+    assert (await inside.predict(asking())).final
+
+
+async def test_a_cancellation_from_within_ends_the_call_with_a_status(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A CancelledError that a handler lets out of a live call would leave the caller waiting."""
+    inside = await opened()
+
+    async def leak(*args: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inside.server.device, "draw", leak)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await inside.predict(asking())
+    assert caught.value.code() is Code.INTERNAL
+    assert (await inside.predict(asking())).final
+
+
+async def test_a_full_queue_is_exhausted_and_says_when_to_come_back(opened: Open) -> None:
+    inside = await opened(queue_work=50)
+    gate = inside.engine.hook = Gate()
+    first = asyncio.create_task(inside.predict(asking(1, max_draws=40)))
+    await until(gate.has_entered)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await inside.predict(asking(1, max_draws=20))
+    assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+    assert detail(caught.value, RetryInfo).retry_delay.ToNanoseconds() > 0
+    gate.open()
+    assert (await first).final
+
+
+async def test_draining_tells_every_watcher_and_refuses_new_calls(opened: Open) -> None:
+    inside = await opened()
+    gate = inside.engine.hook = Gate()
+    watchers = [inside.health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS) for _ in range(3)]
+    for watcher in watchers:
+        assert (await watcher.read()).status == Health.SERVING
+    watchers[0].cancel()
+    first = asyncio.create_task(inside.predict(asking()))
+    await until(gate.has_entered)
+    stopping = asyncio.create_task(inside.server.stop(SECONDS))
+    for watcher in watchers[1:]:
+        assert (await watcher.read()).status == Health.NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await inside.predict(asking())
+    assert caught.value.code() is Code.UNAVAILABLE
+    assert (await inside.health.Check(health_pb2.HealthCheckRequest())).status == Health.NOT_SERVING
+    gate.open()
+    assert (await first).final
+    assert await stopping
+
+
+async def test_evaluate_is_not_behind_monte_carlo_work(opened: Open) -> None:
+    inside = await opened()
+    gate = inside.engine.hook = Gate()
+    first = asyncio.create_task(inside.predict(asking()))
+    await until(gate.has_entered)
+    reply = await inside.stub.Evaluate(pb.EvaluateRequest(model="mlp", inputs=asking().inputs), timeout=SECONDS)
+    assert tensors.decode(reply.label).shape == (3,)
+    assert not first.done()
+    gate.open()
+    await first
+
+
+async def test_a_mix_of_good_bad_and_leaving_callers_gets_each_its_own(opened: Open) -> None:
+    """Good answers stay right, bad requests get their status, and nothing is left behind."""
+    inside = await opened(step_work=200)
+    alone = [await inside.predict(asking(1 + i % 4, data=i, max_draws=40, seed=i % 3)) for i in range(12)]
+
+    async def good(i: int) -> None:
+        reply = await inside.predict(asking(1 + i % 4, data=i, max_draws=40, seed=i % 3))
+        np.testing.assert_allclose(probabilities(reply), probabilities(alone[i]), rtol=0, atol=1e-6)
+
+    async def bad(i: int) -> None:
+        request = asking(2)
+        request.inputs[0].name = f"nobody-{i}"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await inside.predict(request)
+        assert caught.value.code() is Code.INVALID_ARGUMENT
+
+    async def leaving(i: int) -> None:
+        call = inside.stub.Predict(asking(3, data=i, max_draws=5000), timeout=SECONDS)
+        await asyncio.sleep(0.002 * i)
+        call.cancel()
+
+    await asyncio.gather(*(kind(i) for i in range(12) for kind in (good, bad, leaving)))
+    await until(lambda: inside.server.device.queued_work == 0)
