@@ -16,8 +16,9 @@ from rich.table import Table
 from dubito_models.data import Split, Splits, digits
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import DubitoError, InvalidArgument
-from dubito_models.manifest import NAME, ModelVersion, pack
+from dubito_models.manifest import NAME
 from dubito_models.metrics import ClassificationScores, classification_scores
+from dubito_models.package import ModelVersion, pack
 from dubito_models.predictive import Classification
 from dubito_models.recipes import Recipe, read_recipe
 from dubito_models.training import Epoch, Started, TrainedNetwork

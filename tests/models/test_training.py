@@ -242,10 +242,10 @@ def test_augmentation_turns_without_stretching() -> None:
     ids=["mlp-plateau", "cnn-cosine"],
 )
 def test_an_interrupted_run_ends_like_an_unbroken_one(data: Splits, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Stopped after any epoch, or after each, and resumed: the same weights and history, to the bit."""
+    """Stopped after an epoch, the last, or each, and resumed: the same weights and history, to the bit."""
     recipe = tiny(**changes)
     unbroken = train(recipe, data, device="cpu", run_directory=tmp_path / "unbroken")
-    stops = [[epoch] for epoch in range(1, 6)] + [[1, 2, 3, 4, 5]]
+    stops = [[2], [5], [1, 2, 3, 4, 5]]
     for number, epochs in enumerate(stops):
         folder = tmp_path / str(number)
         for epoch in epochs:
@@ -274,10 +274,11 @@ train(read_recipe(sys.argv[1]), digits(0), device="cpu", run_directory=Path(sys.
 
 
 def test_a_run_killed_by_sigkill_ends_like_an_unbroken_one(tmp_path: Path) -> None:
-    """A process that is killed in the middle of an epoch, twice, leaves what a third needs to end with the same bits."""
+    """A process killed in the middle of an epoch, twice, leaves what a third needs to end with the same bits."""
     path = tmp_path / "tiny.toml"
     path.write_text(
-        TOML.replace("epochs = 3", "epochs = 12")
+        TOML.replace("epochs = 3", "epochs = 40")
+        .replace("batch_size = 8", "batch_size = 128")
         .replace("patience = 2", "patience = 50")
         .replace("learning_rate = 1", "learning_rate = 0.001")
     )
@@ -291,14 +292,14 @@ def test_a_run_killed_by_sigkill_ends_like_an_unbroken_one(tmp_path: Path) -> No
             child.send_signal(signal.SIGKILL)
             assert child.wait() == -signal.SIGKILL
         assert first == 1 if line == 0 else first > 2
-        assert len(logged(killed)) < 12
+        assert len(logged(killed)) < 40
     events: list[Started | Epoch] = []
     resumed = train(read_recipe(path), digits(0), device="cpu", run_directory=killed, progress=events.append)
     assert isinstance(events[0], Started)
-    assert 4 <= events[0].epochs_done < 12
+    assert 4 <= events[0].epochs_done < 40
     unbroken = train(read_recipe(path), digits(0), device="cpu", run_directory=tmp_path / "unbroken")
     assert same(weights(resumed), weights(unbroken))
-    assert logged(killed) == logged(tmp_path / "unbroken") == list(range(1, 13))
+    assert logged(killed) == logged(tmp_path / "unbroken") == list(range(1, 41))
 
 
 def test_a_kill_between_checkpoint_and_log_leaves_no_gap(
@@ -404,7 +405,7 @@ def test_early_stopping_restores_the_best_weights(data: Splits, tmp_path: Path) 
 
 
 def test_a_plateau_lowers_the_learning_rate(data: Splits, tmp_path: Path) -> None:
-    """The plateau schedule halves after each epoch that does not improve; the cosine falls all the way, slowly first."""
+    """The plateau schedule halves after each epoch that does not improve; the cosine is half a wave."""
     plateau = tiny(schedule=PLATEAU, learning_rate=0.5, epochs=8)
     history = train(plateau, data, device="cpu", run_directory=tmp_path / "plateau").history
     rate, best = 0.5, float("inf")

@@ -80,9 +80,9 @@ def linger(seconds: float) -> Callable[[Pass], None]:
 
 
 async def test_near_the_deadline_what_was_drawn_is_the_answer_and_it_is_marked(opened: Open) -> None:
-    inside = await opened(step_work=50, reply_seconds=0.5)
+    inside = await opened(step_work=50, reply_seconds=1.5)
     inside.engine.hook = linger(0.01)
-    reply = await inside.predict(asking(2, max_draws=10_000), timeout=2.0)
+    reply = await inside.predict(asking(2, max_draws=10_000), timeout=3.0)
     used = int(tensors.decode(reply.draws)[0])
     assert list(reply.stop_reason) == [pb.STOP_REASON_DEADLINE] * 2
     assert 10 <= used < 10_000

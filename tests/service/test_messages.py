@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import InvalidArgument, NotImplementedYet
-from dubito_models.package import ModelVersion
+from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
 from dubito_models.thinning import Design
 from dubito_protos import tensors
@@ -339,3 +341,23 @@ def test_a_model_is_described_whole(registry: Registry) -> None:
     assert not reply.HasField("calibration")
     failed = write_model(registry.entry("mlp", 2), LIMITS)
     assert failed.status.state == pb.MODEL_STATE_FAILED
+
+
+def test_a_calibrated_answer_says_by_what_and_how_far_it_holds(packed: Packed, tmp_path: Path) -> None:
+    source = packed("mlp")
+    shutil.copytree(source.folder, tmp_path / "mlp" / source.folder.name)
+    version = load_version(tmp_path / "mlp" / source.folder.name)
+    chance = np.random.default_rng(0)
+    fitted = version.calibrate(chance.normal(size=(60, 6)).astype("f4"), chance.integers(0, 4, 60))
+    calibrated = Registry([Entry("mlp", 1, version)])
+    request = good()
+    request.output.uncalibrated = True
+    _, reply = answered(request, calibrated)
+    assert (reply.calibration_id, reply.warnings) == (fitted.id, [])
+    assert reply.calibration_validity == pb.CALIBRATION_VALIDITY_EXACT
+    assert reply.HasField("uncalibrated_classification")
+    request.sampling.seed = 1
+    assert answered(request, calibrated)[1].calibration_validity == pb.CALIBRATION_VALIDITY_APPROXIMATE
+    info = write_model(calibrated.entry("mlp", None), LIMITS)
+    assert (info.status.calibration_id, info.calibration.id) == (fitted.id, fitted.id)
+    assert (info.calibration.draws, info.calibration.design, info.calibration.rows) == (40, pb.DESIGN_BALANCED, 60)

@@ -318,16 +318,19 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(clock: Clock, eng
     assert device.join(30)
 
 
-async def test_closing_lets_go_of_everybody_who_waits(worker: DeviceWorker, crowd: Crowd, engine: Hooked) -> None:
+async def test_closing_lets_go_of_everybody_even_while_a_pass_lasts(
+    worker: DeviceWorker, crowd: Crowd, engine: Hooked
+) -> None:
     tasks = await crowd.add(request(engine), request(engine))
     worker.close()
-    crowd.go()
-    for task in tasks:
+    for task in (crowd.first, *tasks):
         with pytest.raises(Draining):
             await task
     with pytest.raises(Draining):
         await worker.draw(request(engine))
-    await crowd.first
+    crowd.go()
+    assert worker.join(30)
+    assert len(engine.passes) == 1
 
 
 async def test_a_slow_network_gets_small_steps(clock: Clock, engine: Hooked) -> None:

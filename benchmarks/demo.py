@@ -1,0 +1,184 @@
+"""The main job, end to end: handwritten digits trained, packaged, calibrated, served, and asked over gRPC.
+
+    python benchmarks/demo.py [--output demo]
+
+Trains `digits-cnn`, serves it on a free port, asks about clean, turned, blurred and pure-noise images, prints what the
+answers say, and ends with the scores of the three paths on the test split and one picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from dubito_client import Client, Prediction
+from dubito_models.command import score_table
+from dubito_models.data import Images, Splits, blur, digits, pure_noise, rotate
+from dubito_models.metrics import classification_scores
+
+MODEL = "digits-cnn"
+DUBITO = [str(Path(sys.executable).with_name("dubito"))]
+SHOWN = 6
+console = Console()
+
+
+@contextlib.contextmanager
+def server(repository: Path, folder: Path) -> Iterator[str]:
+    """Run `dubito serve` on a free port; yields its address, and stops it as an operator would."""
+    port_file = folder / "port"
+    command = [*DUBITO, "serve", "--repository", str(repository), "--port", "0", "--port-file", str(port_file),
+               "--log-level", "warning"]  # fmt: skip
+    process = subprocess.Popen(command)
+    try:
+        while not port_file.exists():
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with {process.returncode}")
+            time.sleep(0.05)
+        yield f"127.0.0.1:{port_file.read_text().strip()}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+        console.print(f"the server drained and ended with {code}")
+
+
+def kinds_of(images: Images) -> dict[str, Images]:
+    return {
+        "clean": images,
+        "turned by 60 degrees": rotate(images, 60),
+        "blurred, sigma 1.5 pixels": blur(images, 1.5),
+        "pure noise": pure_noise(images.shape, seed=7),
+    }
+
+
+def answer_table(answers: dict[str, Prediction], labels: np.ndarray) -> Table:
+    table = Table(title="What the server says of single images", title_justify="left")
+    for heading in ("image", "truth", "label", "confidence", "epistemic", "aleatoric", "total"):
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    for kind, answer in answers.items():
+        for row in range(SHOWN):
+            table.add_row(
+                kind if row == 0 else "",
+                "-" if kind == "pure noise" else str(labels[row]),
+                str(answer.label[row]),
+                f"{answer.probabilities[row].max():.3f}",
+                f"{answer.mutual_information[row]:.3f}",
+                f"{answer.expected_entropy[row]:.3f}",
+                f"{answer.predictive_entropy[row]:.3f}",
+            )
+        table.add_section()
+    return table
+
+
+def summary_table(answers: dict[str, Prediction], labels: np.ndarray) -> Table:
+    table = Table(title=f"The same over {len(labels)} images of each kind (means, nats)", title_justify="left")
+    for heading in ("kind", "accuracy", "confidence", "epistemic", "aleatoric", "total"):
+        table.add_column(heading, justify="left" if heading == "kind" else "right")
+    for kind, answer in answers.items():
+        right = "-" if kind == "pure noise" else f"{(answer.label == labels).mean():.3f}"
+        table.add_row(
+            kind,
+            right,
+            f"{answer.probabilities.max(-1).mean():.3f}",
+            f"{answer.mutual_information.mean():.3f}",
+            f"{answer.expected_entropy.mean():.3f}",
+            f"{answer.predictive_entropy.mean():.3f}",
+        )
+    return table
+
+
+def draw_picture(kinds: dict[str, Images], answers: dict[str, Prediction], path: Path) -> None:
+    """Show some images of each kind, and under each its label, and its uncertainty as a bar in two parts."""
+    limit = np.log(10)
+    figure, axes = plt.subplots(
+        2 * len(kinds), SHOWN, figsize=(1.55 * SHOWN, 1.95 * len(kinds)), height_ratios=[5, 1] * len(kinds)
+    )
+    for place, (kind, images) in enumerate(kinds.items()):
+        answer = answers[kind]
+        for column in range(SHOWN):
+            image, bar = axes[2 * place, column], axes[2 * place + 1, column]
+            image.imshow(images[column, 0], cmap="gray_r", vmin=0, vmax=1)
+            confidence = answer.probabilities[column].max()
+            image.set_title(f"{answer.label[column]}  ({confidence:.2f})", fontsize=10)
+            aleatoric, epistemic = answer.expected_entropy[column], answer.mutual_information[column]
+            bar.barh([0], [aleatoric], color="#4c78a8")
+            bar.barh([0], [epistemic], left=[aleatoric], color="#e45756")
+            bar.set_xlim(0, limit)
+            for axis in (image, bar):
+                axis.set_xticks([])
+                axis.set_yticks([])
+        axes[2 * place, 0].set_ylabel(kind.replace(", ", ",\n").replace("by ", "by\n"), fontsize=10)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in ("#4c78a8", "#e45756")]
+    names = ["aleatoric: the image is unclear", "epistemic: the network has not learned such images"]
+    figure.legend(handles, names, loc="lower center", ncols=2, frameon=False, fontsize=10)
+    figure.suptitle("Label (confidence); bars: uncertainty out of log 10 nats", fontsize=11)
+    figure.tight_layout(rect=(0, 0.035, 1, 1), h_pad=0.4)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def ask(target: str, data: Splits, folder: Path) -> None:
+    images, labels = data.test.images, data.test.labels
+    kinds = kinds_of(images)
+    with Client(target) as client:
+        answers = {kind: client.predict(MODEL, batch) for kind, batch in kinds.items()}
+        both = client.predict(MODEL, images, uncalibrated=True)
+        standard = client.evaluate(MODEL, images)
+    console.print(answer_table(answers, labels))
+    console.print(summary_table(answers, labels))
+    noise, clean = answers["pure noise"], answers["clean"]
+    console.print(
+        f"Noise is more uncertain than clean digits: {noise.predictive_entropy.mean():.3f} against "
+        f"{clean.predictive_entropy.mean():.3f} nats in total ({ratio(noise.predictive_entropy, clean.predictive_entropy)}), "
+        f"{noise.mutual_information.mean():.3f} against {clean.mutual_information.mean():.3f} epistemic "
+        f"({ratio(noise.mutual_information, clean.mutual_information)}).\n"
+    )
+    scores = {"standard path": classification_scores(standard.probabilities, labels)}
+    if both.uncalibrated is not None:
+        scores["Monte Carlo path"] = classification_scores(both.uncalibrated.probabilities, labels)
+    scores["calibrated Monte Carlo path"] = classification_scores(both.probabilities, labels)
+    console.print(score_table(scores, f"Over gRPC, on the {len(labels)} images of the test split"))
+    console.print(
+        f"every answer: {int(both.draws[0])} draws, seed {both.seed}, design {both.design}, "
+        f"calibration {both.calibration_id} ({both.calibration_validity})"
+    )
+    draw_picture(kinds, answers, folder / "digits.png")
+    console.print(f"picture: {folder / 'digits.png'}")
+
+
+def ratio(one: np.ndarray, other: np.ndarray) -> str:
+    return f"{one.mean() / other.mean():.1f} times"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("demo"))
+    folder = parser.parse_args().output
+    start = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    repository = folder / "repository"
+    train = [*DUBITO, "train", MODEL, "--repository", str(repository), "--run-directory", str(folder / "run")]
+    subprocess.run(train, check=True)
+    with server(repository, folder) as target:
+        ask(target, digits(), folder)
+    console.print(f"all of it took {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""`dubito train`: from a recipe to a calibrated version on disk, and every way of not getting there."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from dubito_models.command import score_paths, train
+from dubito_models.data import digits
+from dubito_models.engine import SamplingSpec
+from dubito_models.errors import InvalidArgument
+from dubito_models.metrics import accuracy
+from dubito_models.networks import MLP
+from dubito_models.package import Repository, pack
+from dubito_models.predictive import Classification
+
+RECIPE = """
+name = "tiny"
+epochs = 3
+patience = 3
+batch_size = 64
+learning_rate = 0.01
+[network]
+kind = "mlp"
+widths = [16]
+dropout = 0.2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command in a folder of its own, with the tiny recipe and a repository, and further arguments."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str, recipe: str | Path = recipe) -> Result:
+        return CliRunner().invoke(train, [str(recipe), "--repository", "repository", *arguments])
+
+    return invoke
+
+
+def found(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def refused(result: Result) -> str:
+    """Return the one line that was said on stderr, after checking that it is one."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_a_recipe_becomes_a_calibrated_version(run: Callable[..., Result], tmp_path: Path) -> None:
+    """One command trains, packs and calibrates, shows three rows of scores and where the version lies."""
+    result = run()
+    assert result.exit_code == 0, result.output
+    for word in ("standard", "Monte Carlo", "Monte Carlo, calibrated", "accuracy", "NLL", "Brier", "ECE"):
+        assert word in result.stdout
+    assert f"version 1 of tiny: {Path('repository/tiny/1')}" in result.stdout
+    assert found(tmp_path / "runs") == ["tiny-seed0/checkpoint.pt", "tiny-seed0/log.csv"]
+    version = Repository(tmp_path / "repository").load("tiny")
+    assert version.calibration is not None
+    assert version.calibration.rows == len(digits(0).calibration)
+    assert version.manifest.class_names == digits(0).class_names
+
+
+def test_scores_are_those_of_the_paths(run: Callable[..., Result], tmp_path: Path) -> None:
+    """Scores come from the standard path and from the default draws, before and after calibration."""
+    run()
+    version, test = Repository(tmp_path / "repository").load("tiny"), digits(0).test
+    scores = score_paths(version, test)
+    predictive = version.predict(test.images, SamplingSpec(uncalibrated=True))
+    assert isinstance(predictive.answer, Classification)
+    assert isinstance(predictive.uncalibrated, Classification)
+    probabilities = version.evaluate(test.images).probabilities
+    assert probabilities is not None
+    assert {path: score.accuracy for path, score in scores.items()} == {
+        "standard": accuracy(probabilities, test.labels),
+        "Monte Carlo": accuracy(predictive.uncalibrated.probabilities, test.labels),
+        "Monte Carlo, calibrated": accuracy(predictive.answer.probabilities, test.labels),
+    }
+
+
+def test_a_regression_has_no_such_scores(tmp_path: Path) -> None:
+    """Scoring a version that is no classifier is refused by its task."""
+    test = digits(0).test
+    example = torch.tensor(test.images[:2])
+    version = pack(MLP(64, (4,), 1, 0.2), example, repository=tmp_path, name="line", task="regression", head="mean")
+    with pytest.raises(InvalidArgument, match="task: got regression; accepted: classification"):
+        score_paths(version, test)
+
+
+def test_the_same_command_again_packs_the_next_version(run: Callable[..., Result], tmp_path: Path) -> None:
+    """A finished run is not trained again: the same program becomes version 2; without calibration, two rows."""
+    run()
+    log = (tmp_path / "runs/tiny-seed0/log.csv").read_bytes()
+    result = run("--no-calibration")
+    assert "version 2 of tiny" in result.stdout
+    assert "calibrated" not in result.stdout
+    assert (tmp_path / "runs/tiny-seed0/log.csv").read_bytes() == log
+    first, second = (Repository(tmp_path / "repository").load("tiny", number) for number in (1, 2))
+    assert first.manifest.checksums == second.manifest.checksums
+    assert second.calibration is None
+
+
+def test_options_override_the_recipe(run: Callable[..., Result], tmp_path: Path) -> None:
+    """Name, seed, epochs and run directory are taken from the options where they are given."""
+    arguments = ("--name", "mine", "--seed", "5", "--epochs", "1", "--run-directory", "elsewhere", "--device", "cpu")
+    result = run(*arguments, "--no-calibration")
+    assert "best epoch 1 of 1" in result.stdout
+    assert "version 1 of mine" in result.stdout
+    assert len((tmp_path / "elsewhere/log.csv").read_text().splitlines()) == 2
+    assert found(tmp_path / "repository")[0].startswith("mine/1/")
+
+
+def test_another_recipe_needs_fresh(run: Callable[..., Result], tmp_path: Path) -> None:
+    """A run directory of another recipe is refused with the remedy, and the remedy works."""
+    run("--no-calibration")
+    line = refused(run("--epochs", "2"))
+    assert "--fresh to start over, or another --run-directory" in line
+    assert run("--epochs", "2", "--fresh", "--no-calibration").exit_code == 0
+    assert len((tmp_path / "runs/tiny-seed0/log.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--name", "a b"), "name: got 'a b'"), (("--device", "cuda"), "no GPU can be used here")],
+)
+def test_a_refusal_is_one_line_and_leaves_nothing(
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    """A value that cannot be used is told in one line with exit code 2, before anything is written."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert said in refused(run(*arguments))
+    assert found(tmp_path) == ["tiny.toml"]
+
+
+def test_an_unknown_recipe_is_one_line(run: Callable[..., Result]) -> None:
+    """An unknown recipe lists those that exist."""
+    assert "accepted: digits-cnn, digits-mlp" in refused(run(recipe="digits"))
+
+
+def test_a_failure_after_training_leaves_no_version(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where packing fails the repository stays empty, and the run can be packed later without training again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dubito_models.package._write_atomically", fail)
+        result = run("--no-calibration")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "Error: [Errno 28] No space left on device"
+    assert found(tmp_path / "repository") == []
+    log = (tmp_path / "runs/tiny-seed0/log.csv").read_bytes()
+    assert run("--no-calibration").exit_code == 0
+    assert (tmp_path / "runs/tiny-seed0/log.csv").read_bytes() == log
+
+
+def test_an_interrupted_run_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends the command with 130 and the word where it goes on, and leaves a checkpoint and no version."""
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 5000").replace("patience = 3", "patience = 5000"))
+    program = "from dubito_models.command import train; train()"
+    arguments = [sys.executable, "-c", program, str(recipe), "--repository", "repository", "--no-calibration"]
+    log = tmp_path / "runs/tiny-seed0/log.csv"
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+        while not log.exists():
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert stderr.splitlines()[-1] == "Interrupted: the same command goes on from runs/tiny-seed0"
+    assert found(tmp_path) == ["runs/tiny-seed0/checkpoint.pt", "runs/tiny-seed0/log.csv", "tiny.toml"]
