@@ -60,8 +60,8 @@ def server(repository: Path, folder: Path) -> Iterator[str]:
 def kinds_of(images: Images) -> dict[str, Images]:
     return {
         "clean": images,
-        "turned by 60 degrees": rotate(images, 60),
-        "blurred, sigma 1.5 pixels": blur(images, 1.5),
+        "rotated, 60 degrees": rotate(images, 60),
+        "blurred, 1.5 pixels": blur(images, 1.5),
         "pure noise": pure_noise(images.shape, seed=7),
     }
 
@@ -69,7 +69,7 @@ def kinds_of(images: Images) -> dict[str, Images]:
 def answer_table(answers: dict[str, Prediction], labels: np.ndarray) -> Table:
     table = Table(title="What the server says of single images", title_justify="left")
     for heading in ("image", "truth", "label", "confidence", "epistemic", "aleatoric", "total"):
-        table.add_column(heading, justify="left" if heading == "image" else "right")
+        table.add_column(heading, justify="left" if heading == "image" else "right", no_wrap=True)
     for kind, answer in answers.items():
         for row in range(SHOWN):
             table.add_row(
@@ -88,7 +88,7 @@ def answer_table(answers: dict[str, Prediction], labels: np.ndarray) -> Table:
 def summary_table(answers: dict[str, Prediction], labels: np.ndarray) -> Table:
     table = Table(title=f"The same over {len(labels)} images of each kind (means, nats)", title_justify="left")
     for heading in ("kind", "accuracy", "confidence", "epistemic", "aleatoric", "total"):
-        table.add_column(heading, justify="left" if heading == "kind" else "right")
+        table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for kind, answer in answers.items():
         right = "-" if kind == "pure noise" else f"{(answer.label == labels).mean():.3f}"
         table.add_row(
@@ -122,7 +122,7 @@ def draw_picture(kinds: dict[str, Images], answers: dict[str, Prediction], path:
             for axis in (image, bar):
                 axis.set_xticks([])
                 axis.set_yticks([])
-        axes[2 * place, 0].set_ylabel(kind.replace(", ", ",\n").replace("by ", "by\n"), fontsize=10)
+        axes[2 * place, 0].set_ylabel(kind.replace(", ", ",\n"), fontsize=10)
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in ("#4c78a8", "#e45756")]
     names = ["aleatoric: the image is unclear", "epistemic: the network has not learned such images"]
     figure.legend(handles, names, loc="lower center", ncols=2, frameon=False, fontsize=10)
@@ -142,12 +142,14 @@ def ask(target: str, data: Splits, folder: Path) -> None:
     console.print(answer_table(answers, labels))
     console.print(summary_table(answers, labels))
     noise, clean = answers["pure noise"], answers["clean"]
-    console.print(
-        f"Noise is more uncertain than clean digits: {noise.predictive_entropy.mean():.3f} against "
-        f"{clean.predictive_entropy.mean():.3f} nats in total ({ratio(noise.predictive_entropy, clean.predictive_entropy)}), "
-        f"{noise.mutual_information.mean():.3f} against {clean.mutual_information.mean():.3f} epistemic "
-        f"({ratio(noise.mutual_information, clean.mutual_information)}).\n"
-    )
+    comparisons = [
+        f"{name} {ours.mean():.3f} against {theirs.mean():.3f} nats ({ours.mean() / theirs.mean():.0f} times)"
+        for name, ours, theirs in (
+            ("total", noise.predictive_entropy, clean.predictive_entropy),
+            ("epistemic", noise.mutual_information, clean.mutual_information),
+        )
+    ]
+    console.print(f"Noise is more uncertain than clean digits: {'; '.join(comparisons)}.\n")
     scores = {"standard path": classification_scores(standard.probabilities, labels)}
     if both.uncalibrated is not None:
         scores["Monte Carlo path"] = classification_scores(both.uncalibrated.probabilities, labels)
@@ -159,10 +161,6 @@ def ask(target: str, data: Splits, folder: Path) -> None:
     )
     draw_picture(kinds, answers, folder / "digits.png")
     console.print(f"picture: {folder / 'digits.png'}")
-
-
-def ratio(one: np.ndarray, other: np.ndarray) -> str:
-    return f"{one.mean() / other.mean():.1f} times"
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ seed, and moments are kept per group, so an answer is the same alone or among st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -29,8 +29,10 @@ from dubito_models.predictive import (
     Validity,
     classify,
     gather,
+    join_rows,
     merge,
     regress,
+    split_rows,
     spread,
 )
 from dubito_models.program import Boundary, StochasticProgram
@@ -113,11 +115,13 @@ class Run:
     def tile_key(self) -> tuple[object, ...]:
         """Runs of one version with equal keys can share a pass.
 
-        Same seed, design, place in the draws, and sizes but the rows; the last draws of a run, where they are fewer
-        than a group, are shared only with as many.
+        Same seed, design, calibration, place in the draws, and sizes but the rows; the last draws of a run, where they
+        are fewer than a group, are shared only with as many.
         """
         sizes = tuple(sorted((name, size) for name, size in self.boundary.symbols.items() if name != ROWS))
-        return (self.plan.seed, self.plan.design, self.next_draw, min(wants(self), self.plan.group_size), sizes)
+        calibration = None if self.calibration is None else self.calibration.id
+        tail = min(wants(self), self.plan.group_size)
+        return (self.plan.seed, self.plan.design, self.next_draw, tail, calibration, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +186,31 @@ class Engine:
         with torch.inference_mode():
             boundary = self.program.join([run.boundary for run in runs])
             raw = self._passes(boundary, plan, first, draws)
-            decoded = decode(self.head, raw)
             counts = _group_counts(first, draws, self.masks.group_size)
-            rows = [run.rows for run in runs]
-            return [_take(run, part, counts, draws) for run, part in zip(runs, _split_rows(decoded, rows), strict=True)]
+            parts = self._gather(decode(self.head, raw), counts, runs)
+        return [
+            replace(
+                run,
+                moments=moments if run.moments is None else merge(run.moments, moments),
+                plain=plain if run.plain is None or plain is None else merge(run.plain, plain),
+                next_draw=run.next_draw + draws,
+            )
+            for run, (moments, plain) in zip(runs, parts, strict=True)
+        ]
+
+    def _gather(
+        self, decoded: Decoded, counts: Sequence[int], runs: Sequence[Run]
+    ) -> list[tuple[Moments, Moments | None]]:
+        """Sum up all rows at once, calibrated and where asked for plain; then split them by run."""
+        rows = [run.rows for run in runs]
+        calibration = runs[0].calibration
+        keep = decoded.mean is not None or any(run.plan.spec.raw_draws for run in runs)
+        plain: Sequence[Moments | None] = [None] * len(runs)
+        if calibration is not None and any(run.plan.spec.uncalibrated for run in runs):
+            plain = split_rows(gather(decoded, counts, keep), rows)
+            plain = [part if run.plan.spec.uncalibrated else None for part, run in zip(plain, runs, strict=True)]
+        calibrated = decoded if calibration is None else calibration.apply(decoded)
+        return list(zip(split_rows(gather(calibrated, counts, keep), rows), plain, strict=True))
 
     def _passes(self, boundary: Boundary, plan: Plan, first: int, draws: int) -> Tensor:
         """Return raw predictions (draws, N, ...), in chunks that keep the largest activation within bounds."""
@@ -202,38 +227,48 @@ class Engine:
                 )
         return torch.cat(parts)
 
-    def finish(self, run: Run, reason: StopReason = StopReason.MAX_DRAWS) -> Predictive:
-        """End a run that has drawn at least once as an answer."""
-        moments = run.moments
-        if moments is None:
-            raise InvalidArgument("run", "no draws", "a run that was advanced")
-        balanced = run.plan.design is Design.BALANCED and any(self.masks.balanced)
+    def finish(self, runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
+        """End runs that have drawn at least once as answers."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for index, run in enumerate(runs):
+            if run.moments is None:
+                raise InvalidArgument("run", "no draws", "a run that was advanced")
+            key = (run.moments.count, run.plan, run.calibration and run.calibration.id, run.plain is None)
+            alike.setdefault(key, []).append(index)
+        answers: dict[int, Predictive] = {}
+        for group in alike.values():
+            answers.update(zip(group, self._finish([runs[i] for i in group], reason), strict=True))
+        return [answers[index] for index in range(len(runs))]
+
+    def _finish(self, runs: Sequence[Run], reason: StopReason) -> Iterator[Predictive]:
+        """End runs of equal plans and draws together: numpy's cost is per call, not per row."""
+        plan, calibration = runs[0].plan, runs[0].calibration
+        moments = join_rows([run.moments for run in runs if run.moments is not None])
+        plain = [run.plain for run in runs if run.plain is not None]
+        balanced = plan.design is Design.BALANCED and any(self.masks.balanced)
         scatter = spread(moments, balanced)
-        return Predictive(
-            answer=self._end(moments, balanced, run.plan.spec),
-            uncalibrated=None if run.plain is None else self._end(run.plain, balanced, run.plan.spec),
-            draws=np.full(run.rows, moments.total, dtype=np.int64),
+        whole = Predictive(
+            answer=self._end(moments, balanced, plan.spec),
+            uncalibrated=self._end(join_rows(plain), balanced, plan.spec) if plain else None,
+            draws=np.full(moments.mean.shape[1], moments.total, dtype=np.int64),
             standard_error=None if scatter is None else scatter.standard_error,
-            stop_reason=(reason,) * run.rows,
-            seed=run.plan.seed,
-            design=self.masks.design_of(run.plan.design).value,
+            stop_reason=(reason,) * moments.mean.shape[1],
+            seed=plan.seed,
+            design=self.masks.design_of(plan.design).value,
             group_size=self.masks.group_size,
-            calibration_id="" if run.calibration is None else run.calibration.id,
-            calibration_validity=self._validity(run, moments.total),
-            raw_draws=moments.draws.cpu().numpy() if run.plan.spec.raw_draws and moments.draws is not None else None,
+            calibration_id="" if calibration is None else calibration.id,
+            calibration_validity=_validity(runs[0], moments.total),
+            raw_draws=moments.draws.cpu().numpy() if plan.spec.raw_draws and moments.draws is not None else None,
         )
+        end = 0
+        for run in runs:
+            start, end = end, end + run.rows
+            yield whole.rows(start, end)
 
     def _end(self, moments: Moments, balanced: bool, spec: SamplingSpec) -> Classification | Regression:
         if self.head.task is Task.CLASSIFICATION:
             return classify(moments, balanced)
         return regress(moments, balanced, self._noise_variance, spec.interval_level, spec.quantiles)
-
-    def _validity(self, run: Run, draws: int) -> Validity:
-        if run.calibration is None:
-            return Validity.NONE
-        fitted = run.calibration.draws, run.calibration.seed, run.calibration.design
-        used = draws, run.plan.seed, run.plan.design.value
-        return Validity.EXACT if fitted == used else Validity.APPROXIMATE
 
     def predict(
         self,
@@ -245,7 +280,8 @@ class Engine:
         plan = self.plan(spec or SamplingSpec())
         [run] = self.start([(inputs, plan)], calibration)
         [run] = self.advance([run], wants(run))
-        return self.finish(run)
+        [answer] = self.finish([run])
+        return answer
 
     def log_probabilities(self, inputs: Mapping[str, Tensor], spec: SamplingSpec | None = None) -> Array:
         """Return what every draw says of every row, uncalibrated: (S, B, K) natural logarithms."""
@@ -263,17 +299,12 @@ def wants(run: Run) -> int:
     return run.plan.max_draws - run.next_draw
 
 
-def _take(run: Run, decoded: Decoded, counts: Sequence[int], draws: int) -> Run:
-    keep = run.plan.spec.raw_draws or decoded.mean is not None
-    calibrated = run.calibration.apply(decoded) if run.calibration is not None else decoded
-    moments = gather(calibrated, counts, keep)
-    plain = gather(decoded, counts, keep) if run.plan.spec.uncalibrated and run.calibration is not None else None
-    return replace(
-        run,
-        moments=moments if run.moments is None else merge(run.moments, moments),
-        plain=plain if run.plain is None or plain is None else merge(run.plain, plain),
-        next_draw=run.next_draw + draws,
-    )
+def _validity(run: Run, draws: int) -> Validity:
+    if run.calibration is None:
+        return Validity.NONE
+    fitted = run.calibration.draws, run.calibration.seed, run.calibration.design
+    used = draws, run.plan.seed, run.plan.design.value
+    return Validity.EXACT if fitted == used else Validity.APPROXIMATE
 
 
 def _group_counts(first: int, draws: int, group_size: int) -> list[int]:
@@ -281,14 +312,6 @@ def _group_counts(first: int, draws: int, group_size: int) -> list[int]:
         raise InvalidArgument("advance", f"draws from {first}", f"whole groups of {group_size}")
     whole, rest = divmod(draws, group_size)
     return [group_size] * whole + [rest] * (rest > 0)
-
-
-def _split_rows(decoded: Decoded, rows: Sequence[int]) -> list[Decoded]:
-    def parts(values: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * len(rows) if values is None else torch.split(values, list(rows), 1)
-
-    fields = (parts(decoded.log_probabilities), parts(decoded.mean), parts(decoded.variance))
-    return [Decoded(*part) for part in zip(*fields, strict=True)]
 
 
 def choose_default_draws(group_size: int) -> int:

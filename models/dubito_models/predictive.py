@@ -8,7 +8,7 @@ design the draws are independent, within a group they are not; the variances and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -88,6 +88,41 @@ def merge(first: Moments, second: Moments) -> Moments:
         aleatoric=both(first.aleatoric, second.aleatoric),
         draws=both(first.draws, second.draws),
         variances=both(first.variances, second.variances),
+    )
+
+
+def split_rows(moments: Moments, rows: Sequence[int]) -> list[Moments]:
+    """Split moments of all rows into those of so many rows each."""
+
+    def parts(values: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * len(rows) if values is None else torch.split(values, list(rows), 1)
+
+    columns = zip(
+        torch.split(moments.mean, list(rows), 1),
+        torch.split(moments.m2, list(rows), 1),
+        *map(parts, (moments.expected_entropy, moments.aleatoric, moments.draws, moments.variances)),
+        strict=True,
+    )
+    return [Moments(moments.count, *part) for part in columns]
+
+
+def join_rows(parts: Sequence[Moments]) -> Moments:
+    """Undo `split_rows`; all parts have the same groups."""
+
+    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return torch.cat(present, 1) if len(present) == len(values) else None
+
+    if len(parts) == 1:
+        return parts[0]
+    return Moments(
+        parts[0].count,
+        torch.cat([part.mean for part in parts], 1),
+        torch.cat([part.m2 for part in parts], 1),
+        joined([part.expected_entropy for part in parts]),
+        joined([part.aleatoric for part in parts]),
+        joined([part.draws for part in parts]),
+        joined([part.variances for part in parts]),
     )
 
 
@@ -188,6 +223,28 @@ class Predictive:
     calibration_id: str
     calibration_validity: Validity
     raw_draws: Array | None  # (S, B, K)
+
+    def rows(self, start: int, end: int) -> Predictive:
+        """Return the answer for some of the rows."""
+        here = slice(start, end)
+        return replace(
+            self,
+            answer=_rows_of(self.answer, here),
+            uncalibrated=None if self.uncalibrated is None else _rows_of(self.uncalibrated, here),
+            draws=self.draws[here],
+            standard_error=None if self.standard_error is None else self.standard_error[here],
+            stop_reason=self.stop_reason[here],
+            raw_draws=None if self.raw_draws is None else self.raw_draws[:, here],
+        )
+
+
+def _rows_of(answer: Classification | Regression, rows: slice) -> Classification | Regression:
+    changes: dict[str, Any] = {
+        field.name: value[rows]
+        for field in fields(answer)
+        if isinstance(value := getattr(answer, field.name), np.ndarray)
+    }
+    return replace(answer, **changes)
 
 
 def entropy(probabilities: Array) -> Array:

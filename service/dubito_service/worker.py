@@ -283,7 +283,7 @@ class DeviceWorker:
     def _leave(self, job: _Job, *, ready: bool) -> None:
         """End a job at its deadline: with what has been drawn, where that will do."""
         if ready:
-            self._finish(job, StopReason.DEADLINE)
+            self._finish([job], StopReason.DEADLINE)
         else:
             drawn = 0 if job.run is None else job.run.next_draw
             job.outcome = DeadlineMissed(
@@ -324,8 +324,7 @@ class DeviceWorker:
             job.first_pass = began if job.first_pass is None else job.first_pass
             job.compute_seconds += ended - began
             job.since = ended
-            if job.run is not None and not wants(job.run):
-                self._finish(job, StopReason.MAX_DRAWS)
+        self._finish([job for job in moved if job.run is not None and not wants(job.run)], StopReason.MAX_DRAWS)
         return work
 
     def _advance(self, jobs: Sequence[_Job], draws: int) -> None:
@@ -349,15 +348,16 @@ class DeviceWorker:
             except Exception as error:
                 job.outcome = error
 
-    def _finish(self, job: _Job, reason: StopReason) -> None:
-        assert job.run is not None
-        try:
-            predictive = job.request.engine.finish(job.run, reason)
-        except Exception as error:
-            job.outcome = error
-            return
-        first = job.arrived if job.first_pass is None else job.first_pass
-        job.outcome = Drawn(predictive, first - job.arrived, job.compute_seconds)
+    def _finish(self, jobs: Sequence[_Job], reason: StopReason) -> None:
+        if jobs:
+            self._together(jobs, lambda some: self._answer(some, reason))
+
+    def _answer(self, jobs: Sequence[_Job], reason: StopReason) -> None:
+        engine = jobs[0].request.engine
+        answers = engine.finish([job.run for job in jobs if job.run is not None], reason)
+        for job, predictive in zip(jobs, answers, strict=True):
+            first = job.arrived if job.first_pass is None else job.first_pass
+            job.outcome = Drawn(predictive, first - job.arrived, job.compute_seconds)
 
 
 def _resolve(jobs: Sequence[_Job]) -> None:

@@ -34,7 +34,7 @@ def test_a_request_alone_and_among_strangers_gets_the_same_answer(packed: Packed
     for (inputs, _), run in zip(strangers, together, strict=True):
         alone = engine.predict(inputs, plan.spec)
         np.testing.assert_allclose(
-            probabilities(engine.finish(run).answer), probabilities(alone.answer), rtol=0, atol=1e-6
+            probabilities(engine.finish([run])[0].answer), probabilities(alone.answer), rtol=0, atol=1e-6
         )
 
 
@@ -48,7 +48,9 @@ def test_draws_in_several_passes_and_chunks_are_draws_in_one(packed: Packed, nam
     for groups in (1, 2, 1):
         [run] = engine.advance([run], groups * g)
     whole = engine.predict(inputs, plan.spec)
-    np.testing.assert_allclose(probabilities(engine.finish(run).answer), probabilities(whole.answer), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities(engine.finish([run])[0].answer), probabilities(whole.answer), rtol=0, atol=1e-6
+    )
 
 
 def test_asking_for_more_draws_extends_the_draws_already_taken(packed: Packed) -> None:

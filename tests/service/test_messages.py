@@ -301,7 +301,7 @@ def test_a_partial_answer_says_so_twice(registry: Registry) -> None:
     engine = asked.version.engine
     [run] = engine.start([(asked.inputs, asked.plan)], None)
     [run] = engine.advance([run], 10)
-    reply = write_prediction(asked, engine.finish(run, StopReason.DEADLINE), SPENT)
+    reply = write_prediction(asked, engine.finish([run], StopReason.DEADLINE)[0], SPENT)
     assert list(reply.stop_reason) == [pb.STOP_REASON_DEADLINE] * 3
     assert reply.warnings[0] == "the deadline ended drawing after 10 of 40 draws"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -255,10 +255,10 @@ async def test_an_answer_that_cannot_be_made_fails_alone(
 ) -> None:
     finish = engine.finish
 
-    def fail(run: Run, reason: StopReason = StopReason.MAX_DRAWS) -> Predictive:
-        if run.rows == 3:
+    def fail(runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
+        if any(run.rows == 3 for run in runs):
             raise Broken
-        return finish(run, reason)
+        return finish(runs, reason)
 
     monkeypatch.setattr(engine, "finish", fail)
     tasks = await crowd.add(request(engine, rows=3), request(engine, rows=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -41,13 +42,18 @@ class Calibration:
     @property
     def id(self) -> str:
         """The address of its content."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return _address(self)
 
     def apply(self, decoded: Decoded) -> Decoded:
         """Calibrate draws of a classification."""
         if self.method == "identity" or decoded.log_probabilities is None:
             return decoded
         return replace(decoded, log_probabilities=F.log_softmax(decoded.log_probabilities / self.temperature, -1))
+
+
+@functools.lru_cache(maxsize=256)
+def _address(calibration: Calibration) -> str:
+    return hashlib.sha256(json.dumps(asdict(calibration), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(arrays: Mapping[str, NDArray[np.generic]]) -> str:
