@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from dubito_models.engine import SamplingSpec
-from dubito_models.package import ModelVersion, pack
+from dubito_models.package import ModelVersion
+from dubito_models.packing import pack
 
 
 def mlp(rate: float) -> nn.Module:

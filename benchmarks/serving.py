@@ -23,7 +23,7 @@ import torch
 
 from dubito_client import AsyncClient
 from dubito_models.networks import CNN, MLP
-from dubito_models.package import pack
+from dubito_models.packing import pack
 
 CALLERS = (1, 16, 64)
 NETWORKS = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dubito_models.package import ModelVersion, Repository, pack
+from dubito_models.package import ModelVersion, Repository
+from dubito_models.packing import pack
 from networks import CASES, build, sample
 
 

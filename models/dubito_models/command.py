@@ -18,7 +18,8 @@ from dubito_models.engine import SamplingSpec
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.manifest import NAME
 from dubito_models.metrics import ClassificationScores, classification_scores
-from dubito_models.package import ModelVersion, pack
+from dubito_models.package import ModelVersion
+from dubito_models.packing import pack
 from dubito_models.predictive import Classification
 from dubito_models.recipes import Recipe, read_recipe
 from dubito_models.training import Epoch, Started, TrainedNetwork

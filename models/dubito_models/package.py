@@ -8,37 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from dubito_models.archive import read_program, write_program
-from dubito_models.audit import audit, difference
+from dubito_models.archive import read_program
+from dubito_models.audit import audit
 from dubito_models.calibration import Calibration, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import MAX_SEED, Defaults, Engine, SamplingSpec, choose_default_draws
-from dubito_models.errors import AuditFailed, CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
-from dubito_models.export import Example, export_network, read_example
-from dubito_models.heads import Head, Task, count_outputs
-from dubito_models.manifest import DTYPES, NAME, DtypeName, InputSignature, Manifest, SiteEntry, read_inputs
+from dubito_models.engine import Defaults, Engine, SamplingSpec
+from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
+from dubito_models.files import write_atomically
+from dubito_models.heads import Task
+from dubito_models.manifest import NAME, InputSignature, Manifest, SiteEntry, read_inputs
 from dubito_models.predictive import Predictive
 from dubito_models.program import StochasticProgram
 from dubito_models.sites import Site
-from dubito_models.standard import Evaluation, StandardPath, export_onnx, interpret
-from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
+from dubito_models.standard import Evaluation, StandardPath, interpret
+from dubito_models.thinning import Masks
 
 PROGRAM, STANDARD, MANIFEST = "program.pt2", "standard.onnx", "manifest.json"
 CALIBRATIONS, CURRENT = "calibrations", "current"
@@ -119,211 +113,22 @@ class ModelVersion:
             )
         folder = self.folder / CALIBRATIONS
         folder.mkdir(exist_ok=True)
-        _write_atomically(folder / f"{calibration.id}.json", json.dumps(asdict(calibration), indent=2).encode())
-        _write_atomically(folder / CURRENT, calibration.id.encode())
+        write_atomically(folder / f"{calibration.id}.json", json.dumps(asdict(calibration), indent=2).encode())
+        write_atomically(folder / CURRENT, calibration.id.encode())
         self.calibration = calibration
 
 
-def pack(
-    module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
-    *,
-    repository: str | Path,
-    name: str,
-    task: str,
-    head: str,
-    output: str | int | None = None,
-    class_names: Sequence[str] | None = None,
-    dynamic: Mapping[str, Mapping[int, str]] | None = None,
-    allow_nan: Sequence[str] = (),
-    noise_variance: Sequence[float] | None = None,
-    draws: int | None = None,
-    seed: int = 0,
-    version: int | None = None,
-) -> ModelVersion:
-    """Package a trained network that contains dropout as the next version of a model, and return it ready.
-
-    The module is not touched. `example_inputs`: a tensor, tensors in the order of `forward`, or by name; axis 0 is
-    the rows. `task`: classification or regression. `head`: what the output means (`Head`). `output` picks the
-    prediction where the network returns several. `dynamic` names further free axes, `{"tokens": {1: "length"}}`.
-    `allow_nan`: inputs that may hold NaN and infinity. `noise_variance` (K): a regression's constant noise.
-    `draws`, `seed`: the version's defaults.
-
-    Raises `UnsupportedNetwork` (no dropout, randomness that is not dropout, a law that fails) or `InvalidArgument`;
-    nothing is left on disk then.
-    """
-    kind, meaning = _read_task(task, head)
-    if not NAME.fullmatch(name):
-        raise InvalidArgument("name", repr(name), "1 to 128 of A-Z a-z 0-9 _ -")
-    if draws is not None and draws < 1:
-        raise InvalidArgument("draws", draws, "at least 1")
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidArgument("seed", seed, f"0..{MAX_SEED}")
-    if version is not None and version < 1:
-        raise InvalidArgument("version", version, "a positive integer")
-    example = read_example(module, example_inputs, dynamic)
-    exported = export_network(module, example, output)
-    onnx = export_onnx(exported.standard)
-    program = StochasticProgram(exported.stochastic, _free_axes(example), exported.output)
-    shapes = program.mask_shapes(_symbols(example))
-    balanced = choose_balanced(program.sites, shapes)
-    group_size = choose_group_size([site.rate for site in program.sites])
-    masks = Masks(program, group_size=group_size, balanced=balanced)
-    standard = StandardPath(onnx, program.inputs, exported.output)
-    found = audit(program, standard.run, masks, [example.inputs])
-    raw = _check_against_module(module, example, output, standard)
-    outputs = count_outputs(meaning, tuple(raw.shape))
-    _check_outputs(meaning, raw, outputs, class_names, noise_variance)
-    archive = write_program(exported.stochastic)
-    manifest = Manifest(
-        name=name,
-        version=version or 1,
-        task=kind,
-        head=meaning,
-        outputs=outputs,
-        class_names=None if class_names is None else tuple(class_names),
-        inputs=tuple(_sign(n, v, example, n in allow_nan) for n, v in example.inputs.items()),
-        output_index=exported.output,
-        sites=tuple(_enter(site, even) for site, even in zip(program.sites, balanced, strict=True)),
-        design=Design.BALANCED,
-        group_size=group_size,
-        default_draws=draws or choose_default_draws(group_size),
-        default_seed=seed,
-        noise_variance=None if noise_variance is None else tuple(float(v) for v in noise_variance),
-        parity=found.parity,
-        checksums={PROGRAM: _digest(archive), STANDARD: _digest(onnx)},
-        made_with={"torch": torch.__version__, "dubito": metadata.version("dubito")},
-    )
-    return _commit(Path(repository), manifest, {PROGRAM: archive, STANDARD: onnx}, fixed=version is not None)
-
-
-def _read_task(task: str, head: str) -> tuple[Task, Head]:
-    heads = {kind: [h.value for h in Head if h.task is kind] for kind in Task}
-    if task not in [kind.value for kind in Task]:
-        raise InvalidArgument("task", repr(task), ", ".join(Task))
-    if head not in heads[Task(task)]:
-        raise InvalidArgument("head", repr(head), f"for {task}: {', '.join(heads[Task(task)])}")
-    return Task(task), Head(head)
-
-
-def _free_axes(example: Example) -> dict[str, Mapping[int, str]]:
-    return {name: example.free.get(name, {}) for name in example.inputs}
-
-
-def _symbols(example: Example) -> dict[str, int]:
-    sizes = {"rows": example.rows}
-    for name, axes in example.free.items():
-        sizes.update({label: example.inputs[name].shape[axis] for axis, label in axes.items()})
-    return sizes
-
-
-def _check_against_module(
-    module: nn.Module, example: Example, output: str | int | None, standard: StandardPath
-) -> NDArray[Any]:
-    """Compare the ONNX network with the caller's own module in evaluation mode, whose modes are put back."""
-    modes = [(part, part.training) for part in module.modules()]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    try:
-        module.eval()
-        with torch.no_grad():
-            answer = module(**{name: value.to(device) for name, value in example.inputs.items()})
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    if output is not None:
-        answer = answer[output]
-    elif isinstance(answer, (tuple, list)):
-        [answer] = answer
-    elif isinstance(answer, Mapping):
-        [answer] = answer.values()
-    raw = standard.run({name: value.numpy() for name, value in example.inputs.items()})
-    gap = difference(torch.as_tensor(raw), answer.cpu())
-    if gap > 1e-5:
-        raise AuditFailed(f"the ONNX network is off the module by {gap:.2g} of its scale (accepted 1e-5)")
-    return raw
-
-
-def _check_outputs(
-    head: Head, raw: NDArray[Any], outputs: int, class_names: Sequence[str] | None, noise: Sequence[float] | None
-) -> None:
-    if class_names is not None and (head.task is not Task.CLASSIFICATION or len(class_names) != outputs):
-        raise InvalidArgument("class_names", f"{len(class_names)} names", f"{outputs} names, of a classification")
-    if noise is not None and (
-        head is not Head.MEAN or len(noise) != outputs or not all(v >= 0 and math.isfinite(v) for v in noise)
-    ):
-        raise InvalidArgument("noise_variance", list(noise), f"{outputs} finite numbers >= 0, for head 'mean'")
-    sums = {Head.PROBABILITIES: lambda: raw.sum(-1), Head.LOG_PROBABILITIES: lambda: np.exp(raw).sum(-1)}
-    if head in sums and (np.abs(sums[head]() - 1) > 1e-3).any():
-        raise InvalidArgument("head", repr(head.value), "a head whose probabilities sum to 1; or 'logits'")
-    if not np.isfinite(raw).all() and head is not Head.LOG_PROBABILITIES:
-        raise InvalidArgument("example_inputs", "a prediction that is not finite", "inputs the network can handle")
-
-
-def _sign(name: str, value: Tensor, example: Example, allow_nan: bool) -> InputSignature:
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise InvalidArgument(f"example_inputs[{name!r}]", dtype, ", ".join(DTYPES))
-    free = dict(example.free.get(name, {}))
-    finite = value[torch.isfinite(value)].double() if value.is_floating_point() else value.double()
-    return InputSignature(
-        name=name,
-        dtype=cast(DtypeName, dtype),
-        shape=tuple(None if axis == 0 or axis in free else size for axis, size in enumerate(value.shape)),
-        free=free,
-        allow_nan=allow_nan,
-        example_shape=tuple(value.shape),
-        low=float(finite.min()) if finite.numel() else 0.0,
-        high=float(finite.max()) if finite.numel() else 1.0,
-    )
-
-
-def _enter(site: Site, balanced: bool) -> SiteEntry:
+def enter_site(site: Site, balanced: bool) -> SiteEntry:
+    """Write a site of a program as a manifest has it."""
     return SiteEntry(**asdict(site), balanced=balanced)
 
 
-def _commit(repository: Path, manifest: Manifest, files: Mapping[str, bytes], *, fixed: bool) -> ModelVersion:
-    """Write a version beside the others, load it, and rename it into place; its number is the next unless fixed."""
-    parent = repository / manifest.name
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=parent))
-    try:
-        staging.chmod(0o755)
-        for name, data in files.items():
-            _write_atomically(staging / name, data)
-        ready = _open(staging, manifest)
-        while True:
-            number = manifest.version if fixed else max([0, *_numbers(parent)]) + 1
-            final = manifest.model_copy(update={"version": number})
-            _write_atomically(staging / MANIFEST, final.model_dump_json(indent=2).encode())
-            target = parent / str(number)
-            try:
-                staging.rename(target)
-            except OSError:
-                if not target.exists():
-                    raise
-                if fixed:
-                    raise InvalidArgument("version", number, f"a number that {manifest.name!r} does not have") from None
-                continue  # another packer was faster; take the next number
-            return ModelVersion(target, final, ready.engine, ready.standard)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return the checksum that a manifest holds of a file."""
     return hashlib.sha256(data).hexdigest()
 
 
-def _numbers(folder: Path) -> list[int]:
+def version_numbers(folder: Path) -> list[int]:
     """Every version number that a folder's names take, committed or not."""
     return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", entry.name))
 
@@ -333,17 +138,18 @@ def load_version(folder: Path) -> ModelVersion:
 
     Raises `CorruptVersion` or `UnsupportedNetwork` with the reason.
     """
-    return _open(folder, _read_manifest(folder))
+    return open_version(folder, _read_manifest(folder))
 
 
-def _open(folder: Path, manifest: Manifest) -> ModelVersion:
+def open_version(folder: Path, manifest: Manifest) -> ModelVersion:
+    """Load what a manifest describes from a folder, committed or not yet."""
     program = StochasticProgram(
         read_program(_read_checked(folder, PROGRAM, manifest)),
         {entry.name: entry.free for entry in manifest.inputs},
         manifest.output_index,
     )
     balanced = tuple(entry.balanced for entry in manifest.sites)
-    if len(balanced) != len(program.sites) or manifest.sites != tuple(map(_enter, program.sites, balanced)):
+    if len(balanced) != len(program.sites) or manifest.sites != tuple(map(enter_site, program.sites, balanced)):
         raise CorruptVersion(f"{MANIFEST}: its sites are not those of {PROGRAM}")
     masks = Masks(program, group_size=manifest.group_size, balanced=balanced, kept_seed=manifest.default_seed)
     names = [entry.name for entry in manifest.inputs]
@@ -381,7 +187,7 @@ def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
         data = (folder / name).read_bytes()
     except OSError as error:
         raise CorruptVersion(f"{name}: cannot be read ({error.strerror})") from None
-    if manifest.checksums.get(name) != _digest(data):
+    if manifest.checksums.get(name) != digest(data):
         raise CorruptVersion(f"{name}: its checksum is not the manifest's; the file was changed or cut off")
     return data
 
@@ -435,9 +241,9 @@ class Repository:
     def scan(self) -> dict[str, list[int]]:
         """Return the version numbers of each model, ascending; versions not written to their end are listed too."""
         return {
-            entry.name: _numbers(entry)
+            entry.name: version_numbers(entry)
             for entry in sorted(self.path.iterdir())
-            if entry.is_dir() and NAME.fullmatch(entry.name) and _numbers(entry)
+            if entry.is_dir() and NAME.fullmatch(entry.name) and version_numbers(entry)
         }
 
     def load(self, model: str, version: int | None = None) -> ModelVersion:

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from dubito_models.data import Split, Splits
 from dubito_models.errors import InvalidArgument
+from dubito_models.files import write_atomically
 from dubito_models.networks import CNN, MLP
 from dubito_models.recipes import AugmentationTable, CosineTable, MLPTable, Recipe
 
@@ -213,18 +213,6 @@ def _fingerprint(recipe: Recipe, data: Splits) -> str:
     return digest.hexdigest()
 
 
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _save(fit: _Fit, path: Path, fingerprint: str) -> None:
     state = {
         "fingerprint": fingerprint,
@@ -236,7 +224,7 @@ def _save(fit: _Fit, path: Path, fingerprint: str) -> None:
     }
     file = io.BytesIO()
     torch.save(state, file)
-    _replace(path, file.getvalue())
+    write_atomically(path, file.getvalue())
 
 
 def _restore(fit: _Fit, path: Path, fingerprint: str) -> None:
@@ -262,7 +250,7 @@ def _write_log(path: Path, history: list[Epoch]) -> None:
     log = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
     log.writeheader()
     log.writerows(asdict(epoch) for epoch in history)
-    _replace(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
 # --- The whole ---

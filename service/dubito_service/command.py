@@ -24,7 +24,9 @@ from dubito_models.errors import DubitoError
 @click.option("--port", type=int, help="Port to listen on, 0 for a free one.  [default: 50051]")
 @click.option("--port-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the port here when ready.")
 @click.option("--newest-versions", type=int, help="Versions of each model to serve.  [default: 3]")
-@click.option("--torch-threads", type=int, help="Threads of the Monte Carlo path, 0 for one per core.  [default: 0]")
+@click.option(
+    "--torch-threads", type=int, help="Threads of the Monte Carlo path, 0 for all cores but one.  [default: 0]"
+)
 @click.option("--max-rows", type=int, help="Most rows of a request.  [default: 10000]")
 @click.option("--max-draws", type=int, help="Most draws of a request.  [default: 10000]")
 @click.option("--grace-seconds", type=float, help="For calls in flight when the server is stopped.  [default: 30]")

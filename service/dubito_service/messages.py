@@ -237,6 +237,8 @@ def _working_bytes(plan: Plan, rows: int, manifest: Manifest) -> int:
 
 def _ignored(request: pb.PredictRequest, version: ModelVersion, calibration: Calibration | None) -> Iterable[str]:
     asked = request.sampling
+    if version.manifest.task is Task.REGRESSION:
+        yield from version.manifest.warnings
     if version.manifest.task is Task.CLASSIFICATION and (asked.HasField("interval_level") or asked.quantiles):
         yield "interval_level and quantiles have no effect: this is a classification"
     if request.output.uncalibrated and calibration is None:

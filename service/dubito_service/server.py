@@ -8,13 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import torch
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from dubito_models.files import write_atomically
 from dubito_models.package import Repository
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.errors import CannotListen
@@ -89,8 +89,8 @@ class Server:
 
     async def start(self) -> None:
         """Answer calls from now on."""
-        if self._settings.torch_threads:
-            torch.set_num_threads(self._settings.torch_threads)
+        # One core is left to the event loop: a thread that torch waits for in vain costs more than it gives.
+        torch.set_num_threads(self._settings.torch_threads or max(1, (os.cpu_count() or 2) - 1))
         self.device.start()
         await self._grpc.start()
         log.info("started address=%s", self.address)
@@ -141,13 +141,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     if settings.port_file is not None:
-        _write_atomically(settings.port_file, f"{server.port}\n")
+        write_atomically(settings.port_file, f"{server.port}\n".encode())
     announce(server.summary)
     await stopping.wait()
     return await server.stop()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     port_file: Path | None = None  # the port is written there once the server is ready
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     newest_versions: Count = 3  # of each model are served
-    torch_threads: Annotated[int, Field(ge=0)] = 0  # of the Monte Carlo path; 0: one per core
+    torch_threads: Annotated[int, Field(ge=0)] = 0  # of the Monte Carlo path; 0: all cores but one
 
     max_rows: Count = 10_000  # of a request
     max_draws: Count = 10_000  # of a request

@@ -37,7 +37,7 @@ def test_the_temperature_that_spoilt_the_draws_is_found(temperature: float) -> N
 def test_the_temperature_is_the_optimum_that_a_peer_finds() -> None:
     logs, labels = draws(2.0, rows=300)
     found = optimize.minimize_scalar(
-        lambda tau: negative_log_likelihood(logs, labels, tau),
+        lambda tau: negative_log_likelihood(logs, labels, tau) + np.log(tau) ** 2 / 600,
         bounds=(0.1, 10),
         method="bounded",
         options={"xatol": 1e-9},
@@ -57,11 +57,11 @@ def test_the_likelihood_is_that_of_the_mean_of_probabilities() -> None:
     assert negative_log_likelihood(logs, labels, 1.0) == pytest.approx(expected, rel=1e-12)
 
 
-def test_separable_data_give_the_lowest_temperature_and_no_infinity() -> None:
+def test_rows_that_are_all_right_sharpen_the_draws_a_little_and_not_without_end() -> None:
     logs = special.log_softmax(np.tile(np.eye(3)[[0, 1, 2] * 20] * 5.0, (4, 1, 1)), -1)
     fit = fit_temperature(logs, np.array([0, 1, 2] * 20))
     assert np.isfinite([fit.temperature, fit.nll_before, fit.nll_after]).all()
-    assert 0.02 <= fit.temperature < 1
+    assert 0.2 < fit.temperature < 1
 
 
 @pytest.mark.parametrize("rows", [1, 9])

@@ -26,7 +26,8 @@ from dubito_models.errors import (
     UnknownModel,
     UnsupportedNetwork,
 )
-from dubito_models.package import ModelVersion, Repository, load_version, pack
+from dubito_models.package import ModelVersion, Repository, load_version
+from dubito_models.packing import pack
 from dubito_models.predictive import Classification, Regression, Validity
 from networks import mlp, sample
 
@@ -304,14 +305,14 @@ def test_a_half_written_version_is_not_one(version: Path) -> None:
 
 
 def test_a_packing_killed_before_its_end_leaves_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dubito_models import package
+    from dubito_models import packing
 
     def fail(path: Path, data: bytes) -> None:
         if path.name == "manifest.json":
             raise OSError("disk full")
         path.write_bytes(data)
 
-    monkeypatch.setattr(package, "_write_atomically", fail)
+    monkeypatch.setattr(packing, "write_atomically", fail)
     with pytest.raises(OSError, match="disk full"):
         pack(mlp(), torch.randn(2, 6), repository=tmp_path, name="m", task="classification", head="logits")
     assert Repository(tmp_path).scan() == {}

@@ -19,7 +19,8 @@ from dubito_models.engine import SamplingSpec
 from dubito_models.errors import InvalidArgument
 from dubito_models.metrics import accuracy
 from dubito_models.networks import MLP
-from dubito_models.package import Repository, pack
+from dubito_models.package import Repository
+from dubito_models.packing import pack
 from dubito_models.predictive import Classification
 
 RECIPE = """
@@ -169,7 +170,7 @@ def test_a_failure_after_training_leaves_no_version(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dubito_models.package._write_atomically", fail)
+        patch.setattr("dubito_models.packing.write_atomically", fail)
         result = run("--no-calibration")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == "Error: [Errno 28] No space left on device"

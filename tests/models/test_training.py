@@ -334,7 +334,7 @@ def test_a_checkpoint_is_whole_or_absent(data: Splits, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", die)
         with pytest.raises(OSError, match="No space"):
-            training._replace(tmp_path / "checkpoint.pt", b"half of it")
+            training.write_atomically(tmp_path / "checkpoint.pt", b"half of it")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "log.csv"]
 

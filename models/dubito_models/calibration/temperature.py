@@ -1,4 +1,10 @@
-"""Temperature scaling of Monte Carlo draws (Guo et al. 2017; per draw, Laves et al. 2019)."""
+"""Temperature scaling of Monte Carlo draws (Guo et al. 2017; per draw, Laves et al. 2019).
+
+The temperature is the maximum a posteriori under log tau ~ N(0, 1). On rows that are all classified right the plain
+likelihood has no optimum: it asks for ever sharper draws, and would take from strange inputs the doubt that they are
+owed. The prior weighs as much as half a nat at a factor of e, over all rows together: a few dozen rows that say
+otherwise outweigh it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ from scipy import optimize, special
 from dubito_models.errors import InvalidArgument
 
 Array = NDArray[np.float64]
-LOWEST, HIGHEST = 0.02, 50.0  # beyond these the data say "as sharp (flat) as can be", not a temperature
+LOWEST, HIGHEST = 0.02, 50.0
 FOLDS = 5
 
 
@@ -30,7 +36,7 @@ class TemperatureFit:
 
 
 def fit_temperature(log_probabilities: Array, labels: NDArray[np.int64], seed: int = 0) -> TemperatureFit:
-    """Fit tau to minimise the NLL of mean_s softmax(log p_s / tau), and cross-validate it in 5 folds.
+    """Fit tau to the likelihood of mean_s softmax(log p_s / tau) under its prior, and cross-validate it in 5 folds.
 
     `log_probabilities` (S, N, K), of every draw; `labels` (N,) in 0..K-1. `seed` shuffles the folds.
     Raises `InvalidArgument` for fewer than 10 rows or labels that are not classes.
@@ -63,7 +69,8 @@ def _minimise(log_probabilities: Array, labels: NDArray[np.int64]) -> float:
     """Search log tau on a grid, then by Brent: over draws the likelihood need not be convex."""
 
     def loss(log_tau: float) -> float:
-        return negative_log_likelihood(log_probabilities, labels, float(np.exp(log_tau)))
+        prior = log_tau**2 / (2 * len(labels))
+        return negative_log_likelihood(log_probabilities, labels, float(np.exp(log_tau))) + prior
 
     grid = np.linspace(np.log(LOWEST), np.log(HIGHEST), 25)
     best = int(np.argmin([loss(point) for point in grid]))
