@@ -1,7 +1,8 @@
 """Time and memory of the Monte Carlo path, side by side with the two usual ways, in one process.
 
 The loop: S passes of the network with dropout active. The repeat: one pass of the batch repeated S times. Ours: the
-packed version, same network, same number of draws. Interleaved rounds, medians, ratios; prints one JSON document.
+packed version, same network, same number of draws. Rounds in turn, each way three times in a row of which the last two
+count; medians and ratios; prints one JSON document.
 
     python benchmarks/engine.py [--rounds 15] [--threads 1]
 """
@@ -94,11 +95,12 @@ def measure(name: str, rows: int, draws: int, rounds: int, folder: str) -> dict[
         "dubito, own seed": lambda: ours(version, x, draws, next(seeds)),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 2):
+    for _ in range(rounds):
         for way, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if turn >= 2:  # the first rounds warm up
+            run()  # after the other ways: caches and allocator are warm again for what is timed
+            for _ in range(2):
+                start = time.perf_counter()
+                run()
                 times[way].append(time.perf_counter() - start)
     medians = {way: statistics.median(values) for way, values in times.items()}
     best = min(medians["loop"], medians["repeat"])

@@ -25,6 +25,7 @@ from dubito_models.predictive import (
     Moments,
     Predictive,
     Regression,
+    Spread,
     StopReason,
     Validity,
     classify,
@@ -174,9 +175,13 @@ class Engine:
     ) -> list[Run]:
         """Run the prefix once for several requests whose inputs have equal shapes but for the rows."""
         names = self.program.inputs
-        joined = {name: torch.cat([inputs[name] for inputs, _ in requests]) for name in names}
+        device = self.program.device
         with torch.inference_mode():
-            boundary = self.program.prefix({name: value.to(self.program.device) for name, value in joined.items()})
+            if len(requests) == 1:
+                joined = {name: requests[0][0][name].to(device) for name in names}
+            else:
+                joined = {name: torch.cat([inputs[name] for inputs, _ in requests]).to(device) for name in names}
+            boundary = self.program.prefix(joined)
             parts = self.program.split(boundary, [inputs[names[0]].shape[0] for inputs, _ in requests])
         return [Run(plan, part, calibration) for (_, plan), part in zip(requests, parts, strict=True)]
 
@@ -225,7 +230,7 @@ class Engine:
                 parts.extend(
                     self.program.suffix(boundary, [mask[i] for mask in masks]).unsqueeze(0) for i in range(count)
                 )
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def finish(self, runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
         """End runs that have drawn at least once as answers."""
@@ -245,13 +250,14 @@ class Engine:
         plan, calibration = runs[0].plan, runs[0].calibration
         moments = join_rows([run.moments for run in runs if run.moments is not None])
         plain = [run.plain for run in runs if run.plain is not None]
+        whole_plain = join_rows(plain) if plain else None
         balanced = plan.design is Design.BALANCED and any(self.masks.balanced)
         scatter = spread(moments, balanced)
         whole = Predictive(
-            answer=self._end(moments, balanced, plan.spec),
-            uncalibrated=self._end(join_rows(plain), balanced, plan.spec) if plain else None,
+            answer=self._end(moments, scatter, plan.spec),
+            uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,
             draws=np.full(moments.mean.shape[1], moments.total, dtype=np.int64),
-            standard_error=None if scatter is None else scatter.standard_error,
+            standard_error=scatter.standard_error,
             stop_reason=(reason,) * moments.mean.shape[1],
             seed=plan.seed,
             design=self.masks.design_of(plan.design).value,
@@ -265,10 +271,10 @@ class Engine:
             start, end = end, end + run.rows
             yield whole.rows(start, end)
 
-    def _end(self, moments: Moments, balanced: bool, spec: SamplingSpec) -> Classification | Regression:
+    def _end(self, moments: Moments, scatter: Spread, spec: SamplingSpec) -> Classification | Regression:
         if self.head.task is Task.CLASSIFICATION:
-            return classify(moments, balanced)
-        return regress(moments, balanced, self._noise_variance, spec.interval_level, spec.quantiles)
+            return classify(moments, scatter)
+        return regress(moments, scatter, self._noise_variance, spec.interval_level, spec.quantiles)
 
     def predict(
         self,

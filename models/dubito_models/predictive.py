@@ -130,8 +130,9 @@ def join_rows(parts: Sequence[Moments]) -> Moments:
 class Spread:
     """What the draws' scatter says: (B, K) each."""
 
-    variance: Array  # of a draw, unbiased, >= 0
-    standard_error: Array  # of the mean over draws
+    mean: Array  # over draws
+    variance: Array | None  # of a draw, unbiased, >= 0; None for a single draw
+    standard_error: Array | None  # of the mean over draws; None for a single draw
 
 
 def totals(moments: Moments) -> tuple[Array, Array]:
@@ -142,8 +143,8 @@ def totals(moments: Moments) -> tuple[Array, Array]:
     return mean, m2.sum(0) + (weights * (means - mean) ** 2).sum(0)
 
 
-def spread(moments: Moments, balanced: bool) -> Spread | None:
-    """Estimate a draw's variance and the mean's standard error; None for a single draw.
+def spread(moments: Moments, balanced: bool) -> Spread:
+    """Estimate mean, a draw's variance and the mean's standard error.
 
     Balanced draws of one group repel each other, so the pooled variance is biased upwards. With two groups or more
     the variance is mean(y^2) less the mean over pairs of groups of the product of their means, which is unbiased
@@ -151,16 +152,16 @@ def spread(moments: Moments, balanced: bool) -> Spread | None:
     with four groups or more, else the formula for independent draws, which is conservative under balance.
     """
     draws, groups = moments.total, len(moments.count)
+    mean, m2 = totals(moments)
     if draws < 2:
-        return None
-    _, m2 = totals(moments)
+        return Spread(mean, None, None)
     independent = m2 / (draws - 1)
     if not balanced or groups < 2:
-        return Spread(independent, np.sqrt(independent / draws))
+        return Spread(mean, independent, np.sqrt(independent / draws))
     between = _numpy(moments.mean).var(axis=0, ddof=1)
     variance = m2 / draws + between / groups
     error = np.sqrt(between / groups) if groups >= 4 else np.sqrt(variance / draws)
-    return Spread(variance, error)
+    return Spread(mean, variance, error)
 
 
 class StopReason(StrEnum):
@@ -253,7 +254,7 @@ def entropy(probabilities: Array) -> Array:
     return result
 
 
-def classify(moments: Moments, balanced: bool) -> Classification:
+def classify(moments: Moments, scatter: Spread) -> Classification:
     """End moments as a classification.
 
     Mutual information is H(mean p) - mean H(p) (Houlsby et al. 2011). The plain estimate is too low by about
@@ -261,16 +262,16 @@ def classify(moments: Moments, balanced: bool) -> Classification:
     by the formula. Predictive entropy is expected entropy + mutual information, so that the parts add up.
     """
     assert moments.expected_entropy is not None
-    mean, _ = totals(moments)
+    mean = scatter.mean
     weights = np.asarray(moments.count, dtype=np.float64)
     expected = (weights[:, None] * _numpy(moments.expected_entropy)).sum(0) / weights.sum()
     plain_entropy = entropy(mean)
-    scatter = spread(moments, balanced)
     plain = corrected = None
-    if scatter is not None:
+    if scatter.variance is not None:
+        most = np.log(mean.shape[-1])
         plain = np.maximum(plain_entropy - expected, 0.0)
-        corrected = np.clip(_entropy_corrected(moments, mean, scatter) - expected, 0.0, None)
-        corrected = np.minimum(corrected, np.log(mean.shape[-1]) - np.minimum(expected, np.log(mean.shape[-1])))
+        unbounded = _entropy_corrected(moments, mean, scatter.variance) - expected
+        corrected = np.clip(unbounded, 0.0, np.maximum(most - expected, 0.0))
     return Classification(
         probabilities=mean,
         label=mean.argmax(-1),
@@ -278,14 +279,14 @@ def classify(moments: Moments, balanced: bool) -> Classification:
         expected_entropy=expected,
         mutual_information=corrected,
         plain_mutual_information=plain,
-        standard_deviation=None if scatter is None else np.sqrt(scatter.variance),
+        standard_deviation=None if scatter.variance is None else np.sqrt(scatter.variance),
     )
 
 
-def _entropy_corrected(moments: Moments, mean: Array, scatter: Spread) -> Array:
+def _entropy_corrected(moments: Moments, mean: Array, variance: Array) -> Array:
     groups = len(moments.count)
     if groups < 2 or len(set(moments.count)) > 1:
-        ratio = np.divide(scatter.variance, mean, out=np.zeros_like(mean), where=mean > 0)
+        ratio = np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
         corrected: Array = entropy(mean) + ratio.sum(-1) / (2 * moments.total)
         return corrected
     left_out = np.clip((groups * mean - _numpy(moments.mean)) / (groups - 1), 0.0, 1.0)  # (G, B, K)
@@ -295,7 +296,7 @@ def _entropy_corrected(moments: Moments, mean: Array, scatter: Spread) -> Array:
 
 def regress(
     moments: Moments,
-    balanced: bool,
+    scatter: Spread,
     noise_variance: Array | None,
     interval_level: float,
     quantile_levels: Sequence[float],
@@ -305,9 +306,7 @@ def regress(
     `noise_variance` (K,): a constant noise, for a network that does not predict its own. Interval and quantiles
     are those of the mixture of the draws' Gaussians; without noise, of the draws' means alone.
     """
-    mean, _ = totals(moments)
-    scatter = spread(moments, balanced)
-    epistemic = None if scatter is None else scatter.variance
+    mean, epistemic = scatter.mean, scatter.variance
     aleatoric = None
     if moments.aleatoric is not None:
         weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
@@ -316,7 +315,7 @@ def regress(
         aleatoric = np.broadcast_to(noise_variance, mean.shape).copy()
     total = None if epistemic is None else epistemic + (0.0 if aleatoric is None else aleatoric)
     interval = quantiles = None
-    if moments.draws is not None and (scatter is not None or aleatoric is not None):
+    if moments.draws is not None and (epistemic is not None or aleatoric is not None):
         tail = (1 - interval_level) / 2
         found = mixture_quantiles(
             _numpy(moments.draws), _draw_variances(moments, aleatoric), [tail, 1 - tail, *quantile_levels]

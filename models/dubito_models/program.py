@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from dubito_models.errors import NoDropout, UnsupportedNetwork
 from dubito_models.export import ROWS
+from dubito_models.leading import lead_with_draws
 from dubito_models.rewriting import find_source, find_written, functionalise, refuse_shared_writes, share_memory
 from dubito_models.sites import (
     Site,
@@ -60,12 +61,15 @@ class StochasticProgram:
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
+        self._led = None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> StochasticProgram:
         """Move the weights to a device, in place; returns self."""
         self._prefix.module.to(device)
         self._suffix.module.to(device)
+        if self._led is not None:
+            self._led.to(device)
         self.device = device
         return self
 
@@ -88,7 +92,10 @@ class StochasticProgram:
         return result
 
     def many(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
-        """Run S draws at once, vmapped over the leading axis of the masks; returns (S, N, ...)."""
+        """Run S draws at once, over the leading axis of the masks; returns (S, N, ...)."""
+        if self._led is not None:
+            led: Tensor = self._led(*boundary.values, *masks)
+            return led
         fixed = (*boundary.values, *self._suffix.sizes_at(self._symbols, boundary.symbols))
 
         def one(*masks_of_a_draw: Tensor) -> Tensor:
@@ -149,6 +156,11 @@ class _Part:
         self._sizes = sizes
         self._values: dict[tuple[tuple[str, int], ...], tuple[int | float, ...]] = {}
         self._largest: dict[tuple[tuple[str, int], ...], int] = {}
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether the graph takes sizes as numbers."""
+        return bool(self._sizes)
 
     def sizes_at(self, names: SymbolNames, symbols: Symbols) -> tuple[int | float, ...]:
         """Evaluate the sizes that the graph takes, for these sizes of the free axes."""
@@ -304,11 +316,15 @@ def _extract(
 ) -> fx.GraphModule:
     """Build a graph of these calls that takes `inputs` and returns `outputs`; weights come along."""
     graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
+    values: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        values[node] = graph.placeholder(node.name)
+        values[node].meta.update(node.meta)
 
     def take(old: fx.Node) -> fx.Node:
         if old not in values and old.op == "get_attr":
             values[old] = graph.get_attr(str(old.target))
+            values[old].meta.update(old.meta)
         return values[old]
 
     for node in nodes:

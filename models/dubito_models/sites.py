@@ -144,6 +144,7 @@ def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ..
         sites.append(Site(name, kind, rate, shape, find_source(node)))
         with graph.inserting_before(node):
             mask = graph.create_node("placeholder", f"mask_{len(masks)}", name=f"mask_{len(masks)}")
+            mask.meta["rank"] = len(shape)
             new = _replacement(graph, node, kind, mask, axis)
         new.meta.update({key: value for key, value in node.meta.items() if key != "eager_input_vals"})
         node.replace_all_uses_with(new)

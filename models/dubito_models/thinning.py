@@ -183,7 +183,7 @@ def choose_balanced(sites: Sequence[Site], shapes: Sequence[tuple[int, ...]]) ->
 
 
 class Masks:
-    """Makes the masks of a program's draws; keeps those of `kept_seed` as bits, up to a memory budget."""
+    """Makes the masks of a program's draws; keeps those of `kept_seed` as bytes, up to a memory budget."""
 
     def __init__(
         self,
@@ -212,45 +212,54 @@ class Masks:
         """Return the masks of draws first..first+count-1, one float32 tensor (count, *shape) per site."""
         g = self.group_size
         groups = range(first // g, -(-(first + count) // g))
-        bits = [self._group(symbols, seed, design, group) for group in groups]
-        numbers = torch.arange(first, first + count, device=self._program.device)
-        place, bit = numbers // g - groups.start, 1 << (numbers % g).to(torch.int32)
+        shapes = self._program.mask_shapes(symbols)
+        kept = self._groups(shapes, seed, design, groups)
+        start = first - groups.start * g
         masks = []
         for number, site in enumerate(self._program.sites):
-            chosen = torch.stack([group[number] for group in bits])[place]
-            dropped = (chosen & bit.reshape(-1, *(1,) * (chosen.dim() - 1))).bool()
-            masks.append(torch.where(dropped, 0.0, 1.0 / (1.0 - site.rate)))
+            parts = [group[number] for group in kept]
+            several = torch.cat(parts) if len(parts) > 1 else parts[0]
+            masks.append(several[start : start + count] * (1.0 / (1.0 - site.rate)))
         return masks
 
-    def _group(self, symbols: Symbols, seed: int, design: Design, group: int) -> list[Tensor]:
-        shapes = self._program.mask_shapes(symbols)
-        key = (design, group, shapes)
-        if seed == self._kept_seed and key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        bits = [
-            drop_bits(
-                site,
-                number,
-                shape,
-                Design.BALANCED if design is Design.BALANCED and self.balanced[number] else Design.INDEPENDENT,
-                seed,
-                [group],
-                self.group_size,
-                self._program.device,
-            )[0]
-            for number, (site, shape) in enumerate(zip(self._program.sites, shapes, strict=True))
-        ]
-        if seed == self._kept_seed:
-            self._keep(key, bits)
-        return bits
+    def _groups(
+        self, shapes: tuple[tuple[int, ...], ...], seed: int, design: Design, groups: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """Return what each group keeps: per site (g, *shape) uint8, 1 where a draw keeps a unit."""
+        if seed != self._kept_seed:
+            return self._make(shapes, seed, design, groups)
+        missing = [group for group in groups if (design, group, shapes) not in self._kept]
+        made = dict(zip(missing, self._make(shapes, seed, design, missing), strict=True)) if missing else {}
+        found = []
+        for group in groups:
+            key = (design, group, shapes)
+            if group in made:
+                found.append(made[group])
+                self._keep(key, made[group])
+            else:
+                found.append(self._kept[key])
+                self._kept.move_to_end(key)
+        return found
 
-    def _keep(self, key: tuple[object, ...], bits: list[Tensor]) -> None:
-        size = sum(part.numel() * part.element_size() for part in bits)
+    def _make(
+        self, shapes: tuple[tuple[int, ...], ...], seed: int, design: Design, groups: Sequence[int]
+    ) -> list[list[Tensor]]:
+        places = torch.arange(self.group_size, dtype=torch.int32, device=self._program.device)
+        sites = []
+        for number, (site, shape) in enumerate(zip(self._program.sites, shapes, strict=True)):
+            even = design is Design.BALANCED and self.balanced[number]
+            how = Design.BALANCED if even else Design.INDEPENDENT
+            bits = drop_bits(site, number, shape, how, seed, groups, self.group_size, self._program.device)
+            kept = bits.unsqueeze(1) >> places.reshape(-1, *(1,) * len(shape)) & 1 ^ 1
+            sites.append(kept.to(torch.uint8))  # (G, g, *shape)
+        return [list(group) for group in zip(*sites, strict=True)]
+
+    def _keep(self, key: tuple[object, ...], masks: list[Tensor]) -> None:
+        size = sum(mask.nbytes for mask in masks)
         if size > self._budget:
             return
-        self._kept[key] = bits
+        self._kept[key] = masks
         self._kept_bytes += size
         while self._kept_bytes > self._budget:
             _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= sum(part.numel() * part.element_size() for part in dropped)
+            self._kept_bytes -= sum(mask.nbytes for mask in dropped)
