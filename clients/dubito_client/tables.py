@@ -171,7 +171,8 @@ def _regression(answer: Prediction | Evaluation, mean: NDArray[np.float64], limi
 
 def _name(k: int, class_names: Sequence[str]) -> str:
     """Return a class's name, empty where it has none."""
-    return plain(class_names[k]) if 0 <= k < len(class_names) else ""
+    name = plain(class_names[k]) if 0 <= k < len(class_names) else ""
+    return "" if name == str(k) else name
 
 
 def _cut(text: str, width: int) -> str:
