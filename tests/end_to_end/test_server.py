@@ -170,6 +170,21 @@ def test_a_bad_request_gets_its_status_with_field_given_and_accepted_and_the_nex
     assert len(server.predict(asking()).stop_reason) == 3
 
 
+def test_a_million_rows_are_refused_by_a_server_as_it_comes_and_the_next_good_request_answered(
+    folder: Path, tmp_path: Path
+) -> None:
+    with running(folder, tmp_path / "port") as server:
+        request = asking()
+        tensor(np.zeros((10**6, 6), np.float32))(request)
+        with pytest.raises(grpc.RpcError) as caught:
+            server.predict(request)
+        assert caught.value.code() is Code.INVALID_ARGUMENT
+        [violation] = detail(caught.value, BadRequest).field_violations
+        assert violation.field == "inputs['input'].shape"
+        assert violation.description == "got 1000000 rows; accepted: 1 to 10000 rows a request"
+        assert len(server.predict(asking()).stop_reason) == 3
+
+
 def test_a_message_beyond_the_limit_is_refused_and_the_next_good_request_answered(server: Running) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         server.send(f"/{UNCERTAINTY}/Predict", bytes(MAX_BYTES + 1))
