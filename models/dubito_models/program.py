@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from dubito_models.errors import NoDropout, UnsupportedNetwork
+from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
 from dubito_models.leading import lead_with_draws
 from dubito_models.rewriting import find_source, find_written, functionalise, refuse_shared_writes, share_memory
@@ -57,6 +57,7 @@ class StochasticProgram:
         module = _lift(exported)
         functionalise(module.graph)
         _keep_output(module.graph, output)
+        _prune(module.graph)
         self._symbols = name_symbols(module.graph, inputs)
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
@@ -248,15 +249,12 @@ def _cut(
 ) -> tuple[_Part, _Part, tuple[int | None, ...]]:
     """Split into prefix and suffix; also the row axis of each tensor that crosses (None: it has no rows)."""
     graph = module.graph
-    needed = _needed(graph, masks)
     random = set(masks)
     for node in graph.nodes:
-        if node in needed and not is_size(node) and any(parent in random for parent in node.all_input_nodes):
+        if not is_size(node) and any(parent in random for parent in node.all_input_nodes):
             random.add(node)
-    refuse_shared_writes(graph, random, needed)
-    if graph.output_node().args[0] not in random:
-        raise NoDropout("no dropout reaches the prediction: every draw would be the same")
-    later = [node for node in graph.nodes if node in random and node in needed and node.op == "call_function"]
+    refuse_shared_writes(graph, random)
+    later = [node for node in graph.nodes if node in random and node.op == "call_function"]
     crossing = _ordered(
         parent
         for node in later
@@ -289,9 +287,12 @@ def _sizes_for(nodes: Sequence[fx.Node], symbols: SymbolNames) -> list[fx.Node]:
     return sizes
 
 
-def _needed(graph: fx.Graph, masks: tuple[fx.Node, ...]) -> set[fx.Node]:
-    """Return what the prediction depends on; assertions and other loose ends fall away."""
-    return {*_reach(graph, {graph.output_node()}), *masks}
+def _prune(graph: fx.Graph) -> None:
+    """Erase what the prediction does not depend on: assertions, and branches that end elsewhere, random or not."""
+    needed = _reach(graph, {graph.output_node()}, through_sizes=True)
+    for node in reversed(list(graph.nodes)):
+        if node not in needed and node.op != "placeholder":
+            graph.erase_node(node)
 
 
 def _upstream(graph: fx.Graph, ends: Sequence[fx.Node]) -> list[fx.Node]:
@@ -300,13 +301,14 @@ def _upstream(graph: fx.Graph, ends: Sequence[fx.Node]) -> list[fx.Node]:
     return [node for node in graph.nodes if node in reached and node.op == "call_function" and not is_size(node)]
 
 
-def _reach(graph: fx.Graph, ends: set[fx.Node]) -> set[fx.Node]:
+def _reach(graph: fx.Graph, ends: set[fx.Node], *, through_sizes: bool = False) -> set[fx.Node]:
+    """Return what some nodes depend on, in-place writes to their memory among it."""
     reached = set(ends)
     for node in reversed(graph.nodes):
         written = find_written(node)
         if node in reached or (written is not None and share_memory(written) & reached):
             reached.add(node)
-            if not is_size(node):
+            if through_sizes or not is_size(node):
                 reached.update(node.all_input_nodes)
     return reached
 

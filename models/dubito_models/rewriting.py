@@ -113,17 +113,15 @@ def functionalise(graph: fx.Graph) -> None:
             user.replace_input_with(target, node)
 
 
-def refuse_shared_writes(graph: fx.Graph, random: set[fx.Node], needed: set[fx.Node]) -> None:
+def refuse_shared_writes(graph: fx.Graph, random: set[fx.Node]) -> None:
     """Refuse a graph in which an in-place operator writes memory that prefix and suffix share."""
     for node in graph.nodes:
-        if node not in needed:
-            continue
         written = find_written(node)
         if written is None:
             continue
         family = share_memory(written)
         sides = {member in random for member in family | {node}}
-        readers = {user in random for member in family for user in member.users if user in needed}
+        readers = {user in random for member in family for user in member.users}
         if len(sides | readers) > 1:
             raise UnsupportedNetwork(
                 f"{node.target} (node {node.name}, {find_source(node)}) writes in place into memory that dropout "

@@ -120,7 +120,7 @@ def _argument(node: fx.Node, name: str) -> Any:
     raise UnsupportedNetwork(f"{node.target} takes no argument {name}")
 
 
-_ELEMENT = {aten.dropout.default, aten.native_dropout.default}
+_ELEMENT = {aten.dropout.default}
 _CHANNEL = {aten.feature_dropout.default}
 _ATTENTION = {aten.scaled_dot_product_attention.default}
 
@@ -152,8 +152,8 @@ def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ..
         masks.append(mask)
     if not sites:
         raise NoDropout(
-            "the network holds no active dropout: every draw would be the same, so there is no uncertainty to serve. "
-            "Add nn.Dropout (rate between 0 and 1) before training, or check that its rate is not 0"
+            "no active dropout reaches the prediction: every draw would be the same, so there is no uncertainty to "
+            "serve. Add nn.Dropout (rate between 0 and 1) before training, or check that its rate is not 0"
         )
     return tuple(sites), tuple(masks)
 

@@ -112,6 +112,17 @@ def test_dropout_that_does_not_reach_the_prediction_is_refused() -> None:
         StochasticProgram(exported.stochastic, {"x": {}}, exported.output)
 
 
+def test_randomness_that_does_not_reach_the_prediction_does_not_matter() -> None:
+    class Beside(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return F.dropout(x, 0.5, self.training), F.dropout(x, 0.2, self.training) * torch.rand_like(x)
+
+    example = read_example(Beside(), torch.randn(3, 4))
+    exported = export_network(Beside(), example, 0)
+    program = StochasticProgram(exported.stochastic, {"x": {}}, exported.output)
+    assert [site.rate for site in program.sites] == [0.5]
+
+
 def test_rate_one_is_refused() -> None:
     with pytest.raises(UnsupportedNetwork, match=r"rate 1\.0"):
         program_of(nn.Sequential(nn.Linear(4, 4), nn.Dropout(1.0)), torch.randn(3, 4))
