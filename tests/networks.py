@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,67 @@ class TwoInputs(nn.Module):
         return {"hidden": hidden, "price": self.head(F.dropout(hidden, 0.1, self.training))}
 
 
+class SelfNormalizing(nn.Module):
+    """Alpha dropout of elements and of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 6, 3)
+        self.channels = nn.FeatureAlphaDropout(0.2)
+        self.linear = nn.Linear(36, 16)
+        self.drop = nn.AlphaDropout(0.1)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, series: Tensor) -> Tensor:
+        hidden = self.channels(F.selu(self.conv(series))).flatten(1)
+        return self.head(self.drop(F.selu(self.linear(hidden))))
+
+
+class DropPath(nn.Module):
+    """A residual branch that is dropped, in the forms that are found in the wild."""
+
+    def __init__(self, rate: float, form: str) -> None:
+        super().__init__()
+        self.rate, self.form = rate, form
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training:
+            return branch
+        keep, shape = 1 - self.rate, (branch.shape[0],) + (1,) * (branch.dim() - 1)
+        if self.form == "floor":
+            return branch.div(keep) * (keep + torch.rand(shape)).floor_()
+        decision = branch.new_empty(shape).bernoulli_(keep)
+        if self.form == "bernoulli":
+            decision.div_(keep)
+        return branch * decision
+
+
+class Residual(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.paths = nn.ModuleList(DropPath(rate, form) for rate in (0.1, 0.3, 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(x)
+        for branch, path in zip(self.branches, self.paths, strict=True):
+            hidden = hidden + path(torch.tanh(branch(hidden)))
+        return self.head(hidden)
+
+
+class DroppedWeights(nn.Module):
+    """Dropout on a weight (DropConnect): a site without rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 6))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(F.linear(x, F.dropout(self.weight, 0.3, self.training))))
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, how to make inputs for it, and how it is packed."""
@@ -121,6 +183,10 @@ def mlp(width: int = 32, rate: float = 0.2, classes: int = 4) -> nn.Module:
         nn.Linear(6, width), nn.ReLU(), nn.Dropout(rate), nn.Linear(width, width), nn.ReLU(), nn.Dropout(rate),
         nn.Linear(width, classes),
     )  # fmt: skip
+
+
+def _rows(rows: int) -> dict[str, Tensor]:
+    return {"x": torch.randn(rows, 6)}
 
 
 def _images(rows: int) -> dict[str, Tensor]:
@@ -141,6 +207,11 @@ CASES: dict[str, Case] = {
         WeightedAttention, lambda n: {"series": torch.randn(n, 5, 8)}, "classification", "logits"
     ),
     "causal": Case(Causal, lambda n: {"series": torch.randn(n, 5, 8)}, "classification", "logits"),
+    "self-normalizing": Case(SelfNormalizing, lambda n: {"series": torch.randn(n, 2, 8)}, "classification", "logits"),
+    "path-bernoulli": Case(lambda: Residual("bernoulli"), _rows, "classification", "logits"),
+    "path-floor": Case(lambda: Residual("floor"), _rows, "classification", "logits"),
+    "path-unscaled": Case(lambda: Residual("unscaled"), _rows, "classification", "logits"),
+    "dropped-weights": Case(DroppedWeights, _rows, "classification", "logits"),
     "two-inputs": Case(
         TwoInputs,
         lambda n: {"tokens": torch.randint(0, 20, (n, 7)), "features": torch.randn(n, 3)},
@@ -169,7 +240,7 @@ def sample(name: str, rows: int, seed: int = 2) -> dict[str, Tensor]:
         return CASES[name].inputs(rows)
 
 
-@contextmanager
+@contextlib.contextmanager
 def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> Iterator[list[int]]:
     """Run modules with every active dropout replaced by a product with the next given mask.
 
@@ -214,16 +285,31 @@ def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> It
         weights = torch.softmax(scores, -1)
         return (weights * spread(take(), weights)) @ value
 
+    def alpha(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """As torch orders it: input * (a d) + b, where b also holds what dropped units take."""
+        if not training:
+            return input
+        mask, limit = take(), 1.7580993408473766
+        mask = mask.reshape(1, *mask.shape, *(1,) * (input.dim() - 1 - mask.dim()))
+        a = 1.0 / ((limit**2 * p + 1) * (1 - p)) ** 0.5
+        return input * (mask * a) + ((mask - 1) * (limit * a) + limit * a * p)
+
+    def bernoulli_(decision: Tensor, p: float) -> Tensor:
+        return decision.copy_(take().unsqueeze(0))
+
+    def rand(shape: tuple[int, ...]) -> Tensor:
+        """Lands keep + rand above 1 where the mask keeps, below where it drops, for any rate that is used here."""
+        return (take() * 0.95).unsqueeze(0).expand(shape).clone()
+
     patches = {"dropout": dropout, "dropout1d": channels, "dropout2d": channels, "dropout3d": channels,
-               "scaled_dot_product_attention": attention}  # fmt: skip
-    originals = {name: getattr(F, name) for name in patches}
-    try:
+               "scaled_dot_product_attention": attention, "alpha_dropout": alpha,
+               "feature_alpha_dropout": alpha}  # fmt: skip
+    with contextlib.ExitStack() as stack:
         for name, patch in patches.items():
-            setattr(F, name, patch)
+            stack.enter_context(mock.patch.object(F, name, patch))
+        stack.enter_context(mock.patch.object(Tensor, "bernoulli_", bernoulli_))
+        stack.enter_context(mock.patch.object(torch, "rand", rand))
         yield used
-    finally:
-        for name, original in originals.items():
-            setattr(F, name, original)
 
 
 def thinned(name: str, network: nn.Module, inputs: Mapping[str, Tensor], masks: Sequence[Tensor]) -> Tensor:

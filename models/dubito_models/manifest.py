@@ -46,6 +46,7 @@ class SiteEntry(_Stored):
     rate: Annotated[float, Field(gt=0, lt=1)]
     shape: tuple[str, ...]
     source: str
+    kept: float
     bypass: float
     balanced: bool
 

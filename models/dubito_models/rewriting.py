@@ -26,6 +26,36 @@ def multiply_by_mask(value: Tensor, mask: Tensor, row_axis: int | None, trailing
     return value * mask.unsqueeze(row_axis)
 
 
+ALPHA_BYPASS = 2.0  # a mask value that neither keeps nor drops
+_SELU_FLOOR = 1.7580993408473766  # scale x alpha of SELU: minus what it tends to on the left
+
+
+def alpha_masked(value: Tensor, mask: Tensor, row_axis: int | None, trailing: int, rate: float) -> Tensor:
+    """Alpha dropout (Klambauer et al. 2017) with a given mask: 1 keeps, 0 drops, `ALPHA_BYPASS` does nothing.
+
+    What is dropped takes SELU's lower limit; then an affine map restores mean 0 and variance 1. Scale and shift are
+    worked out on the mask alone, before it is spread over rows.
+    """
+    a = 1.0 / ((_SELU_FLOOR**2 * rate + 1.0) * (1.0 - rate)) ** 0.5
+    passes = mask > 1.5
+    scale = torch.where(passes, 1.0, mask * a)
+    shift = torch.where(passes, 0.0, (mask - 1.0) * (_SELU_FLOOR * a) + _SELU_FLOOR * a * rate)
+    if trailing:
+        scale, shift = (part.reshape(*part.shape, *(1,) * trailing) for part in (scale, shift))
+    if row_axis is None:
+        return value * scale + shift
+    if scale.dim() == value.dim():
+        sizes = (*value.shape[:row_axis], -1, *scale.shape[row_axis:])
+        changed = value.reshape(sizes) * scale.unsqueeze(row_axis) + shift.unsqueeze(row_axis)
+        return changed.flatten(row_axis, row_axis + 1)
+    return value * scale.unsqueeze(row_axis) + shift.unsqueeze(row_axis)
+
+
+def spread_over_rows(mask: Tensor, row_axis: int | None) -> Tensor:
+    """Return a branch's decision for all rows: one for all of them, so that broadcasting spreads it."""
+    return mask if row_axis is None else mask.unsqueeze(row_axis)
+
+
 def masked_attention(
     query: Tensor,
     key: Tensor,

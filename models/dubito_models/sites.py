@@ -16,7 +16,14 @@ from torch import fx
 
 from dubito_models.errors import NoDropout, UnknownRandomness, UnsupportedNetwork
 from dubito_models.export import ROWS
-from dubito_models.rewriting import find_source, masked_attention, multiply_by_mask
+from dubito_models.rewriting import (
+    ALPHA_BYPASS,
+    alpha_masked,
+    find_source,
+    masked_attention,
+    multiply_by_mask,
+    spread_over_rows,
+)
 
 aten = torch.ops.aten
 Symbols = Mapping[str, int]  # sizes of the free axes by label, the rows among them
@@ -29,14 +36,17 @@ class SiteKind(StrEnum):
     CHANNEL = "channel"
     ATTENTION = "attention"
     WEIGHT = "weight"
+    ALPHA = "alpha"
+    CHANNEL_ALPHA = "channel_alpha"
+    BRANCH = "branch"
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """One dropout operation of a network.
 
-    `shape` is the mask's, per draw and without the row axis: numbers, or expressions of free axes.
-    `bypass` is the mask value at which the site does nothing.
+    `shape` is the mask's, per draw and without the row axis: numbers, or expressions of free axes. A mask holds `kept`
+    where a unit is kept, else 0; `bypass` is the mask value at which the site does nothing.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Site:
     rate: float
     shape: tuple[str, ...]
     source: str
+    kept: float
     bypass: float = 1.0
 
 
@@ -120,9 +131,36 @@ def _argument(node: fx.Node, name: str) -> Any:
     raise UnsupportedNetwork(f"{node.target} takes no argument {name}")
 
 
-_ELEMENT = {aten.dropout.default}
-_CHANNEL = {aten.feature_dropout.default}
-_ATTENTION = {aten.scaled_dot_product_attention.default}
+@dataclass(frozen=True, slots=True)
+class _Dropout:
+    """What a random node is: its kind and rate, and the node that the mask takes the place of."""
+
+    kind: SiteKind
+    rate: float
+    replaced: fx.Node
+    divided: bool = False  # a branch whose result the network itself divides by the keep probability
+
+    @property
+    def kept(self) -> float:
+        return 1.0 if self.kind in _UNSCALED else 1.0 / (1.0 - self.rate)
+
+    @property
+    def bypass(self) -> float:
+        if self.kind in (SiteKind.ALPHA, SiteKind.CHANNEL_ALPHA):
+            return ALPHA_BYPASS
+        return 1.0 - self.rate if self.divided else 1.0
+
+
+_MODULES = {
+    aten.dropout.default: SiteKind.ELEMENT,
+    aten.feature_dropout.default: SiteKind.CHANNEL,
+    aten.alpha_dropout.default: SiteKind.ALPHA,
+    aten.feature_alpha_dropout.default: SiteKind.CHANNEL_ALPHA,
+}
+_BERNOULLI = {aten.bernoulli_.float, aten.bernoulli.p}
+_DIVISIONS = {aten.div.Tensor, aten.div_.Tensor, aten.true_divide.Tensor}
+_UNSCALED = {SiteKind.ALPHA, SiteKind.CHANNEL_ALPHA, SiteKind.BRANCH}
+_BY_CHANNEL = {SiteKind.CHANNEL, SiteKind.CHANNEL_ALPHA}
 
 
 def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ...], tuple[fx.Node, ...]]:
@@ -136,19 +174,20 @@ def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ..
         found = _recognise(node)
         if found is None:
             continue
-        kind, rate = found
-        shape, axis = _mask_shape(node, kind, symbols)
+        kind = found.kind
+        shape, axis = _mask_shape(found, symbols)
         if axis is None and kind is SiteKind.ELEMENT:
             kind = SiteKind.WEIGHT
         name = _site_name(node, kind, names)
-        sites.append(Site(name, kind, rate, shape, find_source(node)))
-        with graph.inserting_before(node):
+        sites.append(Site(name, kind, found.rate, shape, find_source(node), found.kept, found.bypass))
+        old = found.replaced
+        with graph.inserting_before(old):
             mask = graph.create_node("placeholder", f"mask_{len(masks)}", name=f"mask_{len(masks)}")
             mask.meta["rank"] = len(shape)
-            new = _replacement(graph, node, kind, mask, axis)
-        new.meta.update({key: value for key, value in node.meta.items() if key != "eager_input_vals"})
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+            new = _replacement(graph, found, mask, axis)
+        new.meta.update({key: value for key, value in old.meta.items() if key != "eager_input_vals"})
+        old.replace_all_uses_with(new)
+        graph.erase_node(old)
         masks.append(mask)
     if not sites:
         raise NoDropout(
@@ -158,28 +197,62 @@ def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ..
     return tuple(sites), tuple(masks)
 
 
-def _recognise(node: fx.Node) -> tuple[SiteKind, float] | None:
+def _recognise(node: fx.Node) -> _Dropout | None:
     """Tell what dropout a random node is, or None where it is switched off; refuse everything else."""
     target = node.target
-    if target in _ELEMENT | _CHANNEL:
-        rate, active = _argument(node, "p"), _argument(node, "train")
-        kind = SiteKind.ELEMENT if target in _ELEMENT else SiteKind.CHANNEL
-    elif target in _ATTENTION:
-        rate, active, kind = _argument(node, "dropout_p"), True, SiteKind.ATTENTION
+    if target in _MODULES:
+        kind, rate, active = _MODULES[target], _argument(node, "p"), _argument(node, "train")
+        found = (kind, rate, node, False)
+    elif target is aten.scaled_dot_product_attention.default:
+        active, found = True, (SiteKind.ATTENTION, _argument(node, "dropout_p"), node, False)
+    elif (branch := _find_branch(node)) is not None:
+        keep, replaced = branch
+        active, found = True, (SiteKind.BRANCH, 1.0 - keep, replaced, _is_divided(replaced, keep))
     else:
         if _is_switched_off(node):
             return None
         raise UnknownRandomness(
             f"{target} (node {node.name}, {find_source(node)}) draws random numbers and is not a dropout that can be "
-            "served; served are element, channel and attention dropout, as modules or functions"
+            "served; served are element, channel, attention and alpha dropout, and dropped residual branches"
         )
+    rate = found[1]
     if not isinstance(rate, (int, float)):
         raise UnknownRandomness(f"{target} (node {node.name}, {find_source(node)}) has a rate that is not a constant")
     if not active or rate == 0.0:
         return None
     if not 0.0 < rate < 1.0:
         raise UnsupportedNetwork(f"{node.name} ({find_source(node)}): dropout rate {rate}; accepted: 0 <= rate < 1")
-    return kind, float(rate)
+    return _Dropout(found[0], float(rate), found[2], found[3])
+
+
+def _find_branch(node: fx.Node) -> tuple[float, fx.Node] | None:
+    """Find a dropped residual branch: its keep probability, and the node that is 1 where it is kept and 0 elsewhere.
+
+    Known are `bernoulli_(keep)` and `floor(keep + rand)`, on a tensor whose axes but the rows have size 1.
+    """
+    shape = node.meta["val"].shape
+    if any(isinstance(size, int) and size != 1 for size in shape):
+        return None
+    if node.target in _BERNOULLI:
+        keep = _argument(node, "p")
+        return (keep, node) if isinstance(keep, float) else None
+    if node.target is not aten.rand.default or len(node.users) != 1:
+        return None
+    [sum_] = node.users
+    keep = sum_.args[1] if len(sum_.args) > 1 else None
+    if sum_.target is not aten.add.Tensor or not isinstance(keep, float) or len(sum_.users) != 1:
+        return None
+    [floor] = sum_.users
+    return (keep, floor) if floor.target in {aten.floor.default, aten.floor_.default} else None
+
+
+def _is_divided(node: fx.Node, keep: float) -> bool:
+    """Tell whether a branch's decision, or what it is multiplied with, is divided by its probability."""
+
+    def divides(other: object) -> bool:
+        return isinstance(other, fx.Node) and other.target in _DIVISIONS and bool(other.args[1] == keep)
+
+    return any(divides(user) or any(divides(argument) for argument in user.args) for user in node.users)
 
 
 def _is_switched_off(node: fx.Node) -> bool:
@@ -191,14 +264,15 @@ def _is_switched_off(node: fx.Node) -> bool:
     return any(rate in schema and _argument(node, rate) == 0.0 for rate in ("dropout", "dropout_p"))
 
 
-def _mask_shape(node: fx.Node, kind: SiteKind, symbols: SymbolNames) -> tuple[tuple[str, ...], int | None]:
+def _mask_shape(found: _Dropout, symbols: SymbolNames) -> tuple[tuple[str, ...], int | None]:
     """Return the mask's shape without rows, and the axis at which the rows stood (None: a row-free site)."""
-    if kind is SiteKind.ATTENTION:
+    node = found.replaced
+    if found.kind is SiteKind.ATTENTION:
         query, key = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
         sizes = (*query.shape[:-1], key.shape[-2])
     else:
-        sizes = tuple(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
-        if kind is SiteKind.CHANNEL:
+        sizes = tuple(node.meta["val"].shape)
+        if found.kind in _BY_CHANNEL:
             sizes = sizes[:2]
     rows = symbols.of_label[ROWS]
     shape: list[str] = []
@@ -230,10 +304,14 @@ def _site_name(node: fx.Node, kind: SiteKind, names: dict[str, int]) -> str:
     return name if names[name] == 1 else f"{name}#{names[name]}"
 
 
-def _replacement(graph: fx.Graph, node: fx.Node, kind: SiteKind, mask: fx.Node, axis: int | None) -> fx.Node:
+def _replacement(graph: fx.Graph, found: _Dropout, mask: fx.Node, axis: int | None) -> fx.Node:
+    node, kind = found.replaced, found.kind
+    if kind is SiteKind.BRANCH:
+        return graph.call_function(spread_over_rows, (mask, axis))
     if kind is SiteKind.ATTENTION:
         arguments = {name: _argument(node, name) for name in ("attn_mask", "is_causal", "scale", "enable_gqa")}
         return graph.call_function(masked_attention, (*node.args[:3], mask, axis), arguments)
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
-    trailing = value.dim() - 2 if kind is SiteKind.CHANNEL else 0
+    trailing = node.meta["val"].dim() - 2 if kind in _BY_CHANNEL else 0
+    if kind in (SiteKind.ALPHA, SiteKind.CHANNEL_ALPHA):
+        return graph.call_function(alpha_masked, (node.args[0], mask, axis, trailing, found.rate))
     return graph.call_function(multiply_by_mask, (node.args[0], mask, axis, trailing))

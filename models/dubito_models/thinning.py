@@ -219,7 +219,7 @@ class Masks:
         for number, site in enumerate(self._program.sites):
             parts = [group[number] for group in kept]
             several = torch.cat(parts) if len(parts) > 1 else parts[0]
-            masks.append(several[start : start + count] * (1.0 / (1.0 - site.rate)))
+            masks.append(several[start : start + count] * site.kept)
         return masks
 
     def _groups(

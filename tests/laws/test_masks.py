@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dubito_models.package import ModelVersion
+from dubito_models.rewriting import ALPHA_BYPASS, alpha_masked
 from dubito_models.sites import Site, SiteKind
 from dubito_models.thinning import Design, choose_group_size, drop_bits, philox
 from networks import sample
@@ -27,7 +28,7 @@ DESIGNS = [Design.BALANCED, Design.INDEPENDENT]
 
 def dropped(rate: float, shape: tuple[int, ...], design: Design, groups: int, g: int, seed: int = 11) -> Tensor:
     """Return which draws drop which units: (groups * g, *shape) bool."""
-    site = Site("site", SiteKind.ELEMENT, rate, tuple(map(str, shape)), "here:1")
+    site = Site("site", SiteKind.ELEMENT, rate, tuple(map(str, shape)), "here:1", 1 / (1 - rate))
     bits = drop_bits(site, 0, shape, design, seed, list(range(groups)), g, CPU)
     return torch.stack([(bits >> draw) & 1 for draw in range(g)], 1).flatten(0, 1).bool()
 
@@ -92,7 +93,7 @@ def test_groups_of_a_balanced_design_are_independent_of_each_other() -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 def test_sites_seeds_and_draws_do_not_share_bits(design: Design) -> None:
     def one(number: int, seed: int, group: int) -> Tensor:
-        site = Site("site", SiteKind.ELEMENT, 0.5, ("4096",), "here:1")
+        site = Site("site", SiteKind.ELEMENT, 0.5, ("4096",), "here:1", 2.0)
         return (drop_bits(site, number, (4096,), design, seed, [group], 8, CPU)[0] & 1).bool()
 
     masks = [one(*arguments) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 2**32, 0), (0, 0, 1), (2, 0, 3))]
@@ -103,7 +104,7 @@ def test_sites_seeds_and_draws_do_not_share_bits(design: Design) -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("shape", [("length", "6"), ("3", "length", "length"), ("4", "length"), ("length",)])
 def test_a_longer_sequence_extends_the_mask_of_a_shorter_one(design: Design, shape: tuple[str, ...]) -> None:
-    site = Site("site", SiteKind.ELEMENT, 0.3, shape, "here:1")
+    site = Site("site", SiteKind.ELEMENT, 0.3, shape, "here:1", 1 / 0.7)
 
     def at(length: int) -> Tensor:
         sizes = tuple(length if size == "length" else int(size) for size in shape)
@@ -147,6 +148,35 @@ def test_moments_agree_with_torch_dropout(rate: float) -> None:
 )
 def test_the_group_size_makes_every_count_whole_where_it_can(rates: list[float], g: int) -> None:
     assert choose_group_size(rates) == g
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_alpha_dropout_with_a_given_mask_is_torchs_own_with_that_mask_bit_for_bit(
+    rate: float, by_channel: bool
+) -> None:
+    value = torch.rand(64, 16, 5, generator=torch.Generator().manual_seed(1)) + 0.5  # so that what is dropped shows
+    own = F.feature_alpha_dropout if by_channel else F.alpha_dropout
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        theirs = own(value, rate, training=True)
+    dropped_value = theirs.min()
+    for row in range(64):
+        kept = (theirs[row] != dropped_value).float()
+        mask = kept[:, 0] if by_channel else kept
+        ours = alpha_masked(value[row : row + 1], mask, 0, int(by_channel), rate)
+        assert torch.equal(ours[0], theirs[row])
+    assert torch.equal(alpha_masked(value, torch.full((16, 5), ALPHA_BYPASS), 0, 0, rate), value)
+
+
+def test_alpha_dropout_keeps_mean_zero_and_variance_one_of_selu_activations() -> None:
+    generator = torch.Generator().manual_seed(2)
+    value = F.selu(torch.randn(2000, 512, generator=generator, dtype=torch.float64))
+    value = (value - value.mean()) / value.std()
+    masks = (~dropped(0.2, (512,), Design.INDEPENDENT, 200, 10)).double()  # one draw per row here
+    out = torch.cat([alpha_masked(value[i : i + 1], masks[i], 0, 0, 0.2) for i in range(2000)])
+    assert abs(float(out.mean())) < 4.5 / out.numel() ** 0.5 * 2
+    assert abs(float(out.var()) - 1) < 0.02
 
 
 def test_masks_past_the_memory_budget_are_the_same_masks(packed: Packed) -> None:
