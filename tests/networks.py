@@ -155,6 +155,38 @@ class Residual(nn.Module):
         return self.head(hidden)
 
 
+class Recurrent(nn.Module):
+    """Stacked LSTM or GRU with dropout between the layers; reads outputs and final states."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], bidirectional: bool) -> None:
+        super().__init__()
+        self.layers = kind(6, 8, 3, dropout=0.3, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Linear(8 * (2 if bidirectional else 1) + 8, 3)
+
+    def forward(self, series: Tensor) -> Tensor:
+        outputs, final = self.layers(series)
+        hidden = final[0] if isinstance(final, tuple) else final
+        return self.head(torch.cat([outputs.mean(1), hidden[-1]], 1))
+
+    def under(self, series: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Return the answer layer by layer, each a module of its own, with these masks between them."""
+        whole = self.layers
+        directions = 2 if whole.bidirectional else 1
+        current = series
+        for layer in range(whole.num_layers):
+            single = type(whole)(
+                current.shape[-1], whole.hidden_size, 1, batch_first=True, bidirectional=whole.bidirectional
+            ).eval()
+            names = [name for name, _ in whole.named_parameters() if f"_l{layer}" in name]
+            single.load_state_dict({name.replace(f"_l{layer}", "_l0"): getattr(whole, name) for name in names})
+            current, final = single(current)
+            hidden = final[0] if isinstance(final, tuple) else final
+            if layer < whole.num_layers - 1:
+                current = current * masks[layer]
+        assert hidden.shape[0] == directions
+        return self.head(torch.cat([current.mean(1), hidden[-1]], 1))
+
+
 class DroppedWeights(nn.Module):
     """Dropout on a weight (DropConnect): a site without rows."""
 
@@ -211,6 +243,12 @@ CASES: dict[str, Case] = {
     "path-bernoulli": Case(lambda: Residual("bernoulli"), _rows, "classification", "logits"),
     "path-floor": Case(lambda: Residual("floor"), _rows, "classification", "logits"),
     "path-unscaled": Case(lambda: Residual("unscaled"), _rows, "classification", "logits"),
+    "lstm": Case(
+        lambda: Recurrent(nn.LSTM, False), lambda n: {"series": torch.randn(n, 5, 6)}, "classification", "logits"
+    ),
+    "gru-bidirectional": Case(
+        lambda: Recurrent(nn.GRU, True), lambda n: {"series": torch.randn(n, 5, 6)}, "classification", "logits"
+    ),
     "dropped-weights": Case(DroppedWeights, _rows, "classification", "logits"),
     "two-inputs": Case(
         TwoInputs,
@@ -314,6 +352,9 @@ def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> It
 
 def thinned(name: str, network: nn.Module, inputs: Mapping[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
     """Return what the original module says of inputs under forced masks; norm layers keep their statistics."""
+    if isinstance(network, Recurrent):
+        with torch.no_grad():
+            return network.under(inputs["series"], masks)
     network.train()
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):

@@ -154,7 +154,7 @@ class Engine:
         self.defaults = defaults
         self._noise_variance = noise_variance
         self._chunk_bytes = chunk_bytes
-        self._vmapped = vmapped
+        self.vmaps = vmapped
 
     def plan(self, spec: SamplingSpec) -> Plan:
         """Fill in the version's defaults; balanced draws are rounded up to whole groups."""
@@ -224,7 +224,7 @@ class Engine:
         for start in range(first, first + draws, chunk):
             count = min(chunk, first + draws - start)
             masks = self.masks.draws(boundary.symbols, plan.seed, plan.design, start, count)
-            if self._vmapped and count > 1:
+            if self.vmaps and count > 1:
                 parts.append(self.program.many(boundary, masks))
             else:
                 parts.extend(

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
 from dubito_models.leading import lead_with_draws
+from dubito_models.recurrent import split_stacks
 from dubito_models.rewriting import find_source, find_written, functionalise, refuse_shared_writes, share_memory
 from dubito_models.sites import (
     Site,
@@ -56,6 +57,7 @@ class StochasticProgram:
         """
         module = _lift(exported)
         functionalise(module.graph)
+        split_stacks(module.graph)
         _keep_output(module.graph, output)
         _prune(module.graph)
         self._symbols = name_symbols(module.graph, inputs)

@@ -230,8 +230,8 @@ def _find_branch(node: fx.Node) -> tuple[float, fx.Node] | None:
 
     Known are `bernoulli_(keep)` and `floor(keep + rand)`, on a tensor whose axes but the rows have size 1.
     """
-    shape = node.meta["val"].shape
-    if any(isinstance(size, int) and size != 1 for size in shape):
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor) or any(isinstance(size, int) and size != 1 for size in value.shape):
         return None
     if node.target in _BERNOULLI:
         keep = _argument(node, "p")

@@ -15,7 +15,7 @@ from dubito_models.thinning import Design
 from networks import sample
 
 Packed = Callable[[str], ModelVersion]
-NAMES = ["mlp", "cnn", "encoder", "weighted-attention"]
+NAMES = ["mlp", "cnn", "encoder", "weighted-attention", "self-normalizing", "path-floor", "dropped-weights", "lstm"]
 
 
 def probabilities(answer: object) -> np.ndarray:

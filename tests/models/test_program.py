@@ -191,3 +191,22 @@ def test_free_axes_that_do_not_exist_are_refused(dynamic: dict[str, dict[int, st
 def test_one_example_row_is_enough() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
     assert program_of(module, torch.randn(1, 4)).prefix({"input": torch.randn(5, 4)}).rows == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "bypass"),
+    [
+        ("self-normalizing", [SiteKind.CHANNEL_ALPHA, SiteKind.ALPHA], [2.0, 2.0]),
+        ("path-bernoulli", [SiteKind.BRANCH] * 3, [0.9, 0.7, 0.5]),
+        ("path-floor", [SiteKind.BRANCH] * 3, [0.9, 0.7, 0.5]),
+        ("path-unscaled", [SiteKind.BRANCH] * 3, [1.0, 1.0, 1.0]),
+        ("dropped-weights", [SiteKind.WEIGHT], [1.0]),
+        ("lstm", [SiteKind.ELEMENT] * 2, [1.0, 1.0]),
+    ],
+)
+def test_each_kind_of_site_has_the_mask_value_that_does_nothing(
+    packed: Packed, name: str, kinds: list[SiteKind], bypass: list[float]
+) -> None:
+    sites = packed(name).engine.program.sites
+    assert [site.kind for site in sites] == kinds
+    assert [site.bypass for site in sites] == pytest.approx(bypass)
