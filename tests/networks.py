@@ -187,6 +187,20 @@ class Recurrent(nn.Module):
         return self.head(torch.cat([current.mean(1), hidden[-1]], 1))
 
 
+class LastToken(nn.Module):
+    """Picks each row's last token by row number, as GPT-style classifiers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores = self.head(self.drop(self.embedding(tokens)))
+        last = (tokens != 0).sum(1).clamp_min(1) - 1
+        return scores[torch.arange(tokens.shape[0]), last]
+
+
 class DroppedWeights(nn.Module):
     """Dropout on a weight (DropConnect): a site without rows."""
 
@@ -248,6 +262,13 @@ CASES: dict[str, Case] = {
     ),
     "gru-bidirectional": Case(
         lambda: Recurrent(nn.GRU, True), lambda n: {"series": torch.randn(n, 5, 6)}, "classification", "logits"
+    ),
+    "last-token": Case(
+        LastToken,
+        lambda n: {"tokens": torch.randint(0, 20, (n, 7))},
+        "classification",
+        "logits",
+        {"dynamic": {"tokens": {1: "length"}}},
     ),
     "dropped-weights": Case(DroppedWeights, _rows, "classification", "logits"),
     "two-inputs": Case(

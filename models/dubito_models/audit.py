@@ -45,8 +45,12 @@ def audit(program: StochasticProgram, standard: Run, masks: Masks, samples: Sequ
     With every site bypassed it equals the standard path; the standard path repeats to the bit; every site moves
     the prediction; a row alone is that row in a batch under the same masks; many draws at once are the loop.
     """
-    with torch.inference_mode():
-        reports = [_audit_sample(program, standard, masks, sample) for sample in samples]
+    try:
+        with torch.inference_mode():
+            reports = [_audit_sample(program, standard, masks, sample) for sample in samples]
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise AuditFailed(f"the rewritten program does not run for other rows or sizes: {first}") from error
     return Audit(max(r.parity for r in reports), all(r.vmapped for r in reports))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import re
 import threading
 import warnings
@@ -17,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
 from dubito_models.errors import InvalidArgument, UnsupportedNetwork
@@ -140,12 +143,49 @@ def _export(network: nn.Module, example: Example, mode: str) -> ExportedProgram:
         name: {0: dim(ROWS), **{axis: dim(label) for axis, label in example.free.get(name, {}).items()}}
         for name in example.inputs
     }
+
+    def export(these: Any) -> ExportedProgram:
+        return torch.export.export(network, (), dict(example.inputs), dynamic_shapes=these, strict=False)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(network, (), dict(example.inputs), dynamic_shapes=shapes, strict=False)
+            try:
+                return export(shapes)
+            except (
+                UserError
+            ) as error:  # torch says within which bounds a free axis works; where it stays free, so be it
+                refined = _refine(str(error), shapes)
+                if refined is None:
+                    raise
+                return export(refined)
     except Exception as error:  # torch.export raises many kinds; all mean "not this network"
         raise UnsupportedNetwork(f"torch.export cannot export the network {mode}: {_reason(error)}") from error
+
+
+def _refine(message: str, shapes: dict[str, dict[int, Dim]]) -> dict[str, dict[int, Any]] | None:
+    """Take over the bounds that torch suggests for free axes; None where it suggests to fix one, or nothing."""
+    head, found, tail = message.partition("Suggested fixes:")
+    fixes = list(itertools.takewhile(lambda line: " = " in line, tail.strip().splitlines()))
+    if not found or not fixes:
+        return None
+    suggested = head + found + "\n" + "\n".join(fixes)
+    refined: Any = refine_dynamic_shapes_from_suggested_fixes(suggested, shapes)
+    return None if any(isinstance(size, int) for axes in refined.values() for size in axes.values()) else refined
+
+
+def free_bounds(program: ExportedProgram, example: Example) -> dict[str, dict[int, tuple[int, int | None]]]:
+    """Return the smallest and the largest size of each named free axis, by input and axis; None: no largest."""
+    bounds: dict[str, dict[int, tuple[int, int | None]]] = {}
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name, given in zip(example.inputs, program.graph_signature.user_inputs, strict=True):
+        for axis in example.free.get(name, {}):
+            size = placeholders[str(given)].meta["val"].shape[axis]
+            span = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if span is not None:
+                most = int(span.upper) if span.upper.is_Integer else None
+                bounds.setdefault(name, {})[axis] = (max(1, int(span.lower)), most)
+    return bounds
 
 
 def _refuse_changes(program: ExportedProgram, mode: str) -> None:

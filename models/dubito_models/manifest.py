@@ -32,6 +32,7 @@ class InputSignature(_Stored):
     dtype: DtypeName
     shape: tuple[int | None, ...]
     free: dict[int, str] = {}
+    bounds: dict[int, tuple[int, int | None]] = {}  # smallest and largest size of free axes, where the network has any
     allow_nan: bool = False
     example_shape: tuple[int, ...]
     low: float  # of the example, so that an audit can make inputs of the same range
@@ -114,6 +115,10 @@ def _read_input(entry: InputSignature, array: NDArray[Any], free: dict[str, tupl
             raise InvalidArgument(
                 f"{field}.shape", f"{label} = {array.shape[axis]}", f"{size} {label}, as in {first!r}; at least 1"
             )
+        least, most = entry.bounds.get(axis, (1, None))
+        if size < least or (most is not None and size > most):
+            accepted = f"{least} to {most}" if most is not None else f"at least {least}"
+            raise InvalidArgument(f"{field}.shape", f"{label} = {size}", accepted)
     if not entry.allow_nan and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InvalidArgument(field, f"{array[where]} at {where}", "finite numbers")

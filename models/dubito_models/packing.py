@@ -19,7 +19,7 @@ from dubito_models.archive import write_program
 from dubito_models.audit import audit, difference
 from dubito_models.engine import MAX_SEED, choose_default_draws
 from dubito_models.errors import AuditFailed, InvalidArgument
-from dubito_models.export import Example, export_network, read_example
+from dubito_models.export import Example, export_network, free_bounds, read_example
 from dubito_models.files import write_atomically
 from dubito_models.heads import Head, Task, count_outputs
 from dubito_models.manifest import DTYPES, NAME, DtypeName, InputSignature, Manifest
@@ -88,6 +88,7 @@ def pack(
     raw = _check_against_module(module, example, output, standard)
     outputs = count_outputs(meaning, tuple(raw.shape))
     _check_outputs(meaning, raw, outputs, class_names, noise_variance)
+    bounds = free_bounds(exported.stochastic, example)
     archive = write_program(exported.stochastic)
     manifest = Manifest(
         name=name,
@@ -96,7 +97,7 @@ def pack(
         head=meaning,
         outputs=outputs,
         class_names=None if class_names is None else tuple(class_names),
-        inputs=tuple(_sign(n, v, example, n in allow_nan) for n, v in example.inputs.items()),
+        inputs=tuple(_sign(n, v, example, bounds.get(n, {}), n in allow_nan) for n, v in example.inputs.items()),
         output_index=exported.output,
         sites=tuple(enter_site(site, even) for site, even in zip(program.sites, balanced, strict=True)),
         design=Design.BALANCED,
@@ -190,7 +191,9 @@ def _check_outputs(
         raise InvalidArgument("example_inputs", "a prediction that is not finite", "inputs the network can handle")
 
 
-def _sign(name: str, value: Tensor, example: Example, allow_nan: bool) -> InputSignature:
+def _sign(
+    name: str, value: Tensor, example: Example, bounds: dict[int, tuple[int, int | None]], allow_nan: bool
+) -> InputSignature:
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise InvalidArgument(f"example_inputs[{name!r}]", dtype, ", ".join(DTYPES))
@@ -201,6 +204,7 @@ def _sign(name: str, value: Tensor, example: Example, allow_nan: bool) -> InputS
         dtype=cast(DtypeName, dtype),
         shape=tuple(None if axis == 0 or axis in free else size for axis, size in enumerate(value.shape)),
         free=free,
+        bounds=bounds,
         allow_nan=allow_nan,
         example_shape=tuple(value.shape),
         low=float(finite.min()) if finite.numel() else 0.0,

@@ -257,11 +257,12 @@ def _cut(
             random.add(node)
     refuse_shared_writes(graph, random)
     later = [node for node in graph.nodes if node in random and node.op == "call_function"]
+    later = _with_row_numbers(graph, later)
     crossing = _ordered(
         parent
         for node in later
         for parent in node.all_input_nodes
-        if parent not in random and not is_size(parent) and parent.op != "get_attr"
+        if parent not in random and parent not in later and not is_size(parent) and parent.op != "get_attr"
     )
     early = _upstream(graph, crossing)
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in masks]
@@ -273,6 +274,22 @@ def _cut(
         _Part(suffix, tuple(size.meta["val"] for size in suffix_sizes)),
         tuple(_row_axis(node, symbols) for node in crossing),
     )
+
+
+def _with_row_numbers(graph: fx.Graph, calls: list[fx.Node]) -> list[fx.Node]:
+    """Add what these calls take that follows from sizes alone, such as the rows' own numbers.
+
+    It must be made anew for the rows of each pass: cut out of another batch it would number them wrongly.
+    """
+    written = {find_written(node) for node in graph.nodes} - {None}
+    changed = {member for node in written if node is not None for member in share_memory(node)}
+    of_sizes: set[fx.Node] = set()
+    for node in graph.nodes:
+        makes = node.op == "call_function" and not is_size(node) and node not in changed
+        if makes and all(is_size(parent) or parent in of_sizes for parent in node.all_input_nodes):
+            of_sizes.add(node)
+    wanted = _reach(graph, {parent for node in calls for parent in node.all_input_nodes if parent in of_sizes})
+    return [node for node in graph.nodes if node in calls or (node in wanted and node in of_sizes)]
 
 
 def _ordered(nodes: Iterable[fx.Node]) -> list[fx.Node]:

@@ -144,15 +144,23 @@ def functionalise(graph: fx.Graph) -> None:
 
 
 def refuse_shared_writes(graph: fx.Graph, random: set[fx.Node]) -> None:
-    """Refuse a graph in which an in-place operator writes memory that prefix and suffix share."""
+    """Refuse a graph in which an in-place operator writes memory that prefix and suffix share.
+
+    What the prefix writes may be read by the suffix, but only after the last write: the prefix runs first.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         written = find_written(node)
         if written is None:
             continue
         family = share_memory(written)
-        sides = {member in random for member in family | {node}}
-        readers = {user in random for member in family for user in member.users}
-        if len(sides | readers) > 1:
+        readers = {user for member in family for user in member.users}
+        if node in random:
+            shared = any(member not in random for member in family | readers)
+        else:
+            shared = any(member in random for member in family)
+            shared |= any(reader in random and order[reader] < order[node] for reader in readers)
+        if shared:
             raise UnsupportedNetwork(
                 f"{node.target} (node {node.name}, {find_source(node)}) writes in place into memory that dropout "
                 "reaches and does not reach; write it out of place (x = x + y, torch.where, torch.cat)"

@@ -64,7 +64,7 @@ def test_all_sites_bypassed_is_the_module_in_evaluation_mode_and_the_onnx_output
     np.testing.assert_allclose(onnx, expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "axis"), [("encoder", "series"), ("two-inputs", "tokens")])
+@pytest.mark.parametrize(("name", "axis"), [("encoder", "series"), ("two-inputs", "tokens"), ("last-token", "tokens")])
 @torch.inference_mode()
 def test_a_free_length_runs_at_other_lengths_and_rows(packed: Packed, name: str, axis: str) -> None:
     version, network = packed(name), build(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from dubito_models.errors import InvalidArgument, NoDropout, UnknownRandomness, UnsupportedNetwork
 from dubito_models.export import export_network, read_example
 from dubito_models.package import ModelVersion
+from dubito_models.packing import pack
 from dubito_models.program import StochasticProgram
 from dubito_models.sites import SiteKind
 from networks import sample
@@ -210,3 +213,37 @@ def test_each_kind_of_site_has_the_mask_value_that_does_nothing(
     sites = packed(name).engine.program.sites
     assert [site.kind for site in sites] == kinds
     assert [site.bypass for site in sites] == pytest.approx(bypass)
+
+
+def test_memory_that_is_made_from_sizes_and_then_written_is_not_made_anew() -> None:
+    class Written(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            table = torch.zeros(x.shape[0], 4)
+            table[:, :2] = x[:, 2:]
+            return F.dropout(x, 0.5, self.training) + table
+
+    module, inputs = Written(), torch.randn(3, 4)
+    program = program_of(module, inputs)
+    with torch.inference_mode():
+        boundary = program.prefix({"x": inputs})
+        calm = program.suffix(boundary, program.bypass(boundary.symbols))
+    torch.testing.assert_close(calm, module.eval()(inputs))
+
+
+def test_bounds_of_a_free_axis_are_taken_over_and_checked(tmp_path: Path) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Parameter(torch.randn(12, 4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = F.dropout(x + self.table[: x.shape[1]], 0.3, self.training)
+            return self.head(hidden.mean(1))
+
+    version = pack(
+        Positions(), torch.randn(2, 5, 4), repository=tmp_path, name="m", task="classification", head="logits",
+        dynamic={"x": {1: "length"}},
+    )  # fmt: skip
+    assert version.predict(np.zeros((1, 12, 4), np.float32)).draws.tolist() == [40]
+    with pytest.raises(InvalidArgument, match=r"length = 13; accepted: \d+ to 12"):
+        version.predict(np.zeros((1, 13, 4), np.float32))
