@@ -117,7 +117,7 @@ def _warn(
     head: Head, noise: Sequence[float] | None, balanced: Sequence[bool], program: StochasticProgram
 ) -> tuple[str, ...]:
     """Say what whoever reads the answers should know of the version."""
-    warnings = []
+    warnings = list(program.remarks())
     if head is Head.MEAN and noise is None:
         warnings.append(
             "the network does not know the noise of its targets: variances and intervals cover the doubt about its "

@@ -21,7 +21,16 @@ from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
 from dubito_models.leading import lead_with_draws
 from dubito_models.recurrent import split_stacks
-from dubito_models.rewriting import find_source, find_written, functionalise, refuse_shared_writes, share_memory
+from dubito_models.rewriting import (
+    alpha_masked,
+    find_source,
+    find_written,
+    functionalise,
+    is_view,
+    multiply_by_mask,
+    refuse_shared_writes,
+    share_memory,
+)
 from dubito_models.sites import (
     Site,
     SymbolNames,
@@ -47,6 +56,10 @@ class Boundary:
         return self.symbols[ROWS]
 
 
+aten = torch.ops.aten
+_BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
+
+
 class StochasticProgram:
     """A network cut into `prefix` and `suffix`; no state of training or evaluation, no randomness of its own."""
 
@@ -64,17 +77,38 @@ class StochasticProgram:
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
-        self._led = None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)
+        self._led = self._lead()
         self.device = torch.device("cpu")
+
+    def _lead(self) -> fx.GraphModule | None:
+        return None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)
 
     def to(self, device: torch.device) -> StochasticProgram:
         """Move the weights to a device, in place; returns self."""
         self._prefix.module.to(device)
         self._suffix.module.to(device)
-        if self._led is not None:
-            self._led.to(device)
+        self._led = self._lead()  # anew, so that it shares the moved weights
         self.device = device
         return self
+
+    def remarks(self) -> tuple[str, ...]:
+        """Say what about the places of the dropout its owner should know; none of it keeps the network from serving."""
+        graph = self._suffix.module.graph
+        found = [
+            f"batch norm after dropout ({find_source(node)}): its statistics were taken with dropout on, so on the "
+            "standard path it meets another variance (Li et al. 2019); Monte Carlo draws meet the one it knows"
+            for node in graph.nodes
+            if node.target in _BATCH_NORMS
+        ]
+        last = graph.output_node().args[0]
+        while isinstance(last, fx.Node) and is_view(last):
+            last = last.args[0]
+        if isinstance(last, fx.Node) and last.target in (multiply_by_mask, alpha_masked):
+            found.append(
+                f"dropout at the output ({find_source(last)}): it drops predictions themselves, so most of the "
+                "disagreement says nothing of the input"
+            )
+        return tuple(dict.fromkeys(found))
 
     def mask_shapes(self, symbols: Symbols) -> tuple[tuple[int, ...], ...]:
         """Return the shape of each site's mask, without the row axis, for these sizes of the free axes."""

@@ -115,7 +115,8 @@ def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
     return overload if isinstance(overload, torch._ops.OpOverload) else None
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
+    """Tell whether a node's value shares the memory of its first argument."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     returns = node.target._schema.returns
@@ -135,7 +136,7 @@ def functionalise(graph: fx.Graph) -> None:
         target = node.args[0] if node.args else None
         if overload is None or not isinstance(target, fx.Node):
             continue
-        if _is_view(target) or any(_is_view(user) for user in target.users):
+        if is_view(target) or any(is_view(user) for user in target.users):
             continue
         node.target = overload
         order = {other: index for index, other in enumerate(graph.nodes)}
@@ -170,12 +171,12 @@ def refuse_shared_writes(graph: fx.Graph, random: set[fx.Node]) -> None:
 def share_memory(node: fx.Node) -> set[fx.Node]:
     """Return the nodes that may share memory with this one, itself among them: its bases, and all views of them."""
     base = node
-    while _is_view(base) and isinstance(base.args[0], fx.Node):
+    while is_view(base) and isinstance(base.args[0], fx.Node):
         base = base.args[0]
     family, todo = {base}, [base]
     while todo:
         for user in todo.pop().users:
-            if _is_view(user) and user not in family:
+            if is_view(user) and user not in family:
                 family.add(user)
                 todo.append(user)
     return family

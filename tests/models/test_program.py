@@ -247,3 +247,14 @@ def test_bounds_of_a_free_axis_are_taken_over_and_checked(tmp_path: Path) -> Non
     assert version.predict(np.zeros((1, 12, 4), np.float32)).draws.tolist() == [40]
     with pytest.raises(InvalidArgument, match=r"length = 13; accepted: \d+ to 12"):
         version.predict(np.zeros((1, 13, 4), np.float32))
+
+
+def test_batch_norm_after_dropout_and_dropout_at_the_output_are_remarked_on(packed: Packed) -> None:
+    after = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    [remark] = program_of(after, torch.randn(3, 4)).remarks()
+    assert "batch norm after dropout" in remark
+    assert "Li et al. 2019" in remark
+    [remark] = program_of(nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.2)), torch.randn(3, 4)).remarks()
+    assert "dropout at the output" in remark
+    assert packed("mlp").engine.program.remarks() == ()
+    assert packed("cnn").engine.program.remarks() == ()  # its batch norm stands before the dropout
