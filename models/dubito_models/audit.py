@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dubito_models.errors import AuditFailed
 from dubito_models.export import ROWS
-from dubito_models.program import StochasticProgram
+from dubito_models.program import Boundary, StochasticProgram
 from dubito_models.thinning import Design, Masks
 
 TOLERANCE = 1e-5
@@ -72,17 +72,14 @@ def _audit_sample(program: StochasticProgram, standard: Run, masks: Masks, input
         without = [torch.zeros_like(mask) if i == number else mask for i, mask in enumerate(bypass)]
         if torch.equal(program.suffix(boundary, without), calm):
             raise AuditFailed(f"site {site.name} ({site.source}): dropping all of it does not move the prediction")
-    _audit_rows(program, masks, inputs)
-    return Audit(parity, _audit_many(program, masks, inputs))
+    several = masks.draws(boundary.symbols, 0, Design.INDEPENDENT, 0, 3)
+    _audit_rows(program, boundary, [mask[0] for mask in several], inputs)
+    return Audit(parity, _audit_many(program, boundary, several))
 
 
-def _masks_of(program: StochasticProgram, masks: Masks, symbols: Mapping[str, int], draws: int) -> list[Tensor]:
-    return masks.draws(symbols, 0, Design.INDEPENDENT, 0, draws)
-
-
-def _audit_rows(program: StochasticProgram, masks: Masks, inputs: Mapping[str, Tensor]) -> None:
-    boundary = program.prefix({name: value.to(program.device) for name, value in inputs.items()})
-    draw = [mask[0] for mask in _masks_of(program, masks, boundary.symbols, 1)]
+def _audit_rows(
+    program: StochasticProgram, boundary: Boundary, draw: Sequence[Tensor], inputs: Mapping[str, Tensor]
+) -> None:
     together = program.suffix(boundary, draw)
     rows = boundary.symbols[ROWS]
     parts = program.split(boundary, [1] * rows)
@@ -97,9 +94,7 @@ def _audit_rows(program: StochasticProgram, masks: Masks, inputs: Mapping[str, T
                 )
 
 
-def _audit_many(program: StochasticProgram, masks: Masks, inputs: Mapping[str, Tensor]) -> bool:
-    boundary = program.prefix({name: value.to(program.device) for name, value in inputs.items()})
-    several = _masks_of(program, masks, boundary.symbols, 3)
+def _audit_many(program: StochasticProgram, boundary: Boundary, several: Sequence[Tensor]) -> bool:
     looped = torch.stack([program.suffix(boundary, [mask[i] for mask in several]) for i in range(3)])
     try:
         batched = program.many(boundary, several)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -10,20 +11,28 @@ from torch import Tensor, fx
 from dubito_models.errors import UnsupportedNetwork
 
 
-def multiply_by_mask(value: Tensor, mask: Tensor, row_axis: int | None, trailing: int) -> Tensor:
-    """Multiply `value` by a mask that all rows share.
+def _act_on_rows(
+    act: Callable[..., Tensor], value: Tensor, masks: Sequence[Tensor], row_axis: int | None, trailing: int
+) -> Tensor:
+    """Apply `act(value, *masks)` with masks that all rows share.
 
-    The mask has the value's shape without `row_axis`; where that axis of the value holds c x rows (heads or
-    windows folded in), the mask keeps an axis of c there. `trailing` axes after the mask's are broadcast.
+    The masks have the value's shape without `row_axis`; where that axis of the value holds c x rows (heads or
+    windows folded in), the masks keep an axis of c there. `trailing` axes after the masks' are broadcast.
     """
     if trailing:
-        mask = mask.reshape(*mask.shape, *(1,) * trailing)
+        masks = [mask.reshape(*mask.shape, *(1,) * trailing) for mask in masks]
     if row_axis is None:
-        return value * mask
-    if mask.dim() == value.dim():  # the mask is (.., c, ..) where the value is (.., rows * c, ..)
-        sizes = (*value.shape[:row_axis], -1, *mask.shape[row_axis:])
-        return (value.reshape(sizes) * mask.unsqueeze(row_axis)).flatten(row_axis, row_axis + 1)
-    return value * mask.unsqueeze(row_axis)
+        return act(value, *masks)
+    spread = [mask.unsqueeze(row_axis) for mask in masks]
+    if masks[0].dim() == value.dim():  # the masks are (.., c, ..) where the value is (.., rows * c, ..)
+        unfolded = value.reshape(*value.shape[:row_axis], -1, *masks[0].shape[row_axis:])
+        return act(unfolded, *spread).flatten(row_axis, row_axis + 1)
+    return act(value, *spread)
+
+
+def multiply_by_mask(value: Tensor, mask: Tensor, row_axis: int | None, trailing: int) -> Tensor:
+    """Multiply `value` by a mask that all rows share; the shapes are those of `_act_on_rows`."""
+    return _act_on_rows(torch.mul, value, [mask], row_axis, trailing)
 
 
 ALPHA_BYPASS = 2.0  # a mask value that neither keeps nor drops
@@ -40,15 +49,7 @@ def alpha_masked(value: Tensor, mask: Tensor, row_axis: int | None, trailing: in
     passes = mask > 1.5
     scale = torch.where(passes, 1.0, mask * a)
     shift = torch.where(passes, 0.0, (mask - 1.0) * (_SELU_FLOOR * a) + _SELU_FLOOR * a * rate)
-    if trailing:
-        scale, shift = (part.reshape(*part.shape, *(1,) * trailing) for part in (scale, shift))
-    if row_axis is None:
-        return value * scale + shift
-    if scale.dim() == value.dim():
-        sizes = (*value.shape[:row_axis], -1, *scale.shape[row_axis:])
-        changed = value.reshape(sizes) * scale.unsqueeze(row_axis) + shift.unsqueeze(row_axis)
-        return changed.flatten(row_axis, row_axis + 1)
-    return value * scale.unsqueeze(row_axis) + shift.unsqueeze(row_axis)
+    return _act_on_rows(lambda v, by, plus: v * by + plus, value, [scale, shift], row_axis, trailing)
 
 
 def spread_over_rows(mask: Tensor, row_axis: int | None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from dubito_models.errors import InvalidArgument
+from dubito_models.layers.rates import check_rate
 
 
 def per_layer(field: str, rates: float | Sequence[float], layers: int) -> tuple[float, ...]:
@@ -18,8 +19,7 @@ def per_layer(field: str, rates: float | Sequence[float], layers: int) -> tuple[
     if len(given) not in (1, layers):
         raise InvalidArgument(field, f"{len(given)} rates", f"one rate, or {layers}: one per layer")
     for rate in given:
-        if not 0 <= rate < 1:
-            raise InvalidArgument(field, rate, "rates of at least 0 and below 1")
+        check_rate(field, rate)
     return given * layers if len(given) == 1 else given
 
 
