@@ -135,7 +135,7 @@ def draw_picture(kinds: dict[str, Images], answers: dict[str, Prediction], path:
 
 
 def ask(target: str, data: Splits, folder: Path) -> None:
-    images, labels = data.test.images, data.test.labels
+    images, labels = data.test.inputs, data.test.targets
     kinds = kinds_of(images)
     with Client(target) as client:
         answers = {kind: client.predict(MODEL, batch) for kind, batch in kinds.items()}

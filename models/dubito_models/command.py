@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import click
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dubito_models.data import Split, Splits, digits
-from dubito_models.engine import SamplingSpec
+from dubito_models.data import Splits
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.manifest import NAME
-from dubito_models.metrics import ClassificationScores, classification_scores
+from dubito_models.metrics import (
+    ClassificationScores,
+    interval_coverage,
+    interval_width,
+    root_mean_squared_error,
+)
 from dubito_models.package import ModelVersion
-from dubito_models.packing import pack
-from dubito_models.predictive import Classification
+from dubito_models.predictive import Regression
+from dubito_models.preparing import choose_head, load_splits
 from dubito_models.recipes import Recipe, read_recipe
-from dubito_models.training import Epoch, Started, TrainedNetwork
-from dubito_models.training import train as train_network
+from dubito_models.scoring import Scores, score_paths
+from dubito_models.selection import Candidate, Trying, pack_trained, train_candidates
+from dubito_models.training import Epoch, Started
 
-EXAMPLE_ROWS = 2  # of the inputs that packing looks at
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+LOWEST, HIGHEST = 0.2, 0.5  # usual rates of hidden layers
 
 
 class Refused(click.ClickException):
@@ -38,76 +43,144 @@ class Refused(click.ClickException):
         super().__init__(" ".join(str(error).split()))
 
 
-def score_paths(version: ModelVersion, split: Split) -> dict[str, ClassificationScores]:
-    """Return the scores of a classifier's standard path, its Monte Carlo path and, where it has one, its calibration.
-
-    Both Monte Carlo rows are of the same draws: the version's default seed and number.
-    """
-    predictive = version.predict(split.images, SamplingSpec(uncalibrated=True))
-    drawn = predictive.uncalibrated or predictive.answer
-    standard = version.evaluate(split.images).probabilities
-    if not isinstance(drawn, Classification) or standard is None:
-        raise InvalidArgument("task", version.manifest.task.value, "classification")
-    scores = {
-        "standard": classification_scores(standard, split.labels),
-        "Monte Carlo": classification_scores(drawn.probabilities, split.labels),
-    }
-    if version.calibration is not None and isinstance(predictive.answer, Classification):
-        scores["Monte Carlo, calibrated"] = classification_scores(predictive.answer.probabilities, split.labels)
-    return scores
-
-
-def score_table(scores: Mapping[str, ClassificationScores], caption: str) -> Table:
+def score_table(scores: Mapping[str, Scores], caption: str) -> Table:
     """Lay out scores by path as a table."""
     table = Table(title=caption, title_justify="left")
-    table.add_column("path")
-    for heading in ("accuracy", "NLL", "Brier", "ECE"):
+    table.add_column("path", no_wrap=True)
+    cells = {path: _cells(score) for path, score in scores.items()}
+    for heading in next(iter(cells.values())):
         table.add_column(heading, justify="right")
-    for path, score in scores.items():
+    for path, row in cells.items():
+        table.add_row(path, *row.values())
+    return table
+
+
+def _cells(score: Scores) -> dict[str, str]:
+    if isinstance(score, ClassificationScores):
+        return {
+            "accuracy": f"{score.accuracy:.4f}",
+            "NLL": f"{score.negative_log_likelihood:.4f}",
+            "Brier": f"{score.brier_score:.4f}",
+            "ECE": f"{score.expected_calibration_error:.4f}",
+        }
+    return {
+        "RMSE": f"{score.root_mean_squared_error:.4g}",
+        "NLL": _number(score.negative_log_likelihood, ".4f"),
+        f"{score.interval_level:.0%} interval covers": _number(score.interval_coverage, ".1%"),
+        "width": _number(score.interval_width, ".4g"),
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _target_table(version: ModelVersion, data: Splits) -> Table:
+    """Lay out, target by target, how far the calibrated Monte Carlo path is off and how wide its intervals are."""
+    answer = version.predict(data.test.inputs).answer
+    assert isinstance(answer, Regression)
+    assert data.target_names is not None
+    table = Table(title="The same by target", title_justify="left")
+    for heading in ("target", "RMSE", f"{answer.interval_level:.0%} interval covers", "width"):
+        table.add_column(heading, justify="left" if heading == "target" else "right")
+    for k, name in enumerate(data.target_names):
+        targets = data.test.targets[:, k]
+        interval = None if answer.interval is None else answer.interval[:, k]
         table.add_row(
-            path,
-            f"{score.accuracy:.4f}",
-            f"{score.negative_log_likelihood:.4f}",
-            f"{score.brier_score:.4f}",
-            f"{score.expected_calibration_error:.4f}",
+            name,
+            f"{root_mean_squared_error(answer.mean[:, k], targets):.4g}",
+            "-" if interval is None else f"{interval_coverage(interval, targets):.1%}",
+            "-" if interval is None else f"{interval_width(interval):.4g}",
         )
     return table
 
 
+def _candidate_table(candidates: Sequence[Candidate]) -> Table:
+    """Lay out what was tried, in order of the rates, the chosen one marked."""
+    table = Table(title="Dropout rates tried (validation rows, nats)", title_justify="left")
+    for heading in ("rate", "NLL", "noise deviation", ""):
+        table.add_column(heading, justify="right")
+    for candidate in sorted(candidates, key=lambda each: each.rate or 0.0):
+        noise = candidate.noise_variance
+        table.add_row(
+            f"{candidate.rate:g}",
+            _number(candidate.validation_nll, ".4f"),
+            "-" if noise is None else " ".join(f"{math.sqrt(value):.4g}" for value in noise),
+            "chosen" if candidate is candidates[0] else "",
+        )
+    return table
+
+
+def advise(version: ModelVersion, chosen: Candidate) -> list[str]:
+    """Say what about the dropout of a version is unusual, beside what the version itself warns of."""
+    hidden = {"element", "channel", "alpha", "channel_alpha"}
+    sites = [site for site in version.manifest.sites if site.kind in hidden and not site.name.endswith("input_dropout")]
+    unusual = [f"{site.name} {site.rate:.3g}" for site in sites if not LOWEST <= site.rate <= HIGHEST]
+    if not unusual:
+        return []
+    learned = getattr(chosen.trained.recipe.network, "variant", "") == "concrete"
+    remedy = "a [selection] of rates, or a concrete variant, lets the data decide"
+    if learned or chosen.rate is not None:
+        remedy = "the data decided so here" if learned else "the validation likelihood decided so here"
+    return [
+        f"rates of hidden layers are usually best within {LOWEST} and {HIGHEST} (Srivastava et al. 2014), other are: "
+        f"{', '.join(unusual)}; {remedy}"
+    ]
+
+
 def _train_with_bar(
     recipe: Recipe, data: Splits, device: Literal["auto", "cpu", "cuda"], run_directory: Path, fresh: bool
-) -> TrainedNetwork:
+) -> tuple[Candidate, ...]:
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=14),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[measured]}"),
     )
     bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task(recipe.name, total=recipe.epochs, measured="")
+    title, metric, task = recipe.name, "", TaskID(0)
+    done = 0
     with ExitStack() as stack:
 
-        def show(event: Started | Epoch) -> None:
-            if isinstance(event, Started):  # not before: a refusal is one line, without a bar
-                stack.enter_context(bar)
-                bar.update(task, completed=event.epochs_done)
-                return
-            measured = (
-                f"loss {event.train_loss:.3f}  NLL {event.validation_nll:.3f}  accuracy {event.validation_accuracy:.3f}"
-            )
-            bar.update(task, completed=event.epoch, measured=measured)
+        def show(event: Trying | Started | Epoch) -> None:
+            nonlocal title, metric, task, done
+            if isinstance(event, Trying):
+                if event.number > 1:
+                    bar.update(task, total=done)  # fewer than asked where it stopped early
+                title = recipe.name if event.rate is None else f"{recipe.name}, rate {event.rate:g}"
+            elif isinstance(event, Started):  # not before: a refusal is one line, without a bar
+                if not bar.live.is_started:
+                    stack.enter_context(bar)
+                metric, done = event.metric, event.epochs_done
+                task = bar.add_task(title, total=event.epochs, completed=done, measured="")
+            else:
+                losses = f"{event.train_loss:.3f} / {event.validation_loss:.3f}"  # of training and validation rows
+                measured = f"loss {losses}  {metric} {event.validation_metric:.4g}"
+                done = event.epoch
+                bar.update(task, completed=done, measured=measured)
 
-        trained = train_network(recipe, data, device=device, run_directory=run_directory, progress=show, fresh=fresh)
-        bar.update(task, total=len(trained.history))  # fewer than asked where it stopped early
-    return trained
+        candidates = train_candidates(
+            recipe, data, device=device, run_directory=run_directory, progress=show, fresh=fresh
+        )
+        bar.update(task, total=done)
+    return candidates
 
 
-def _describe(version: ModelVersion, trained: TrainedNetwork) -> str:
-    lines = [f"best epoch {trained.best.epoch} of {len(trained.history)}"]
+def _describe(version: ModelVersion, chosen: Candidate, notes: Sequence[str]) -> str:
+    trained = chosen.trained
+    lines = [f"note: {note}" for note in notes]
+    lines.append(f"best epoch {trained.best.epoch} of {len(trained.history)}")
+    if version.manifest.noise_variance is not None:
+        deviations = ", ".join(f"{math.sqrt(value):.4g}" for value in version.manifest.noise_variance)
+        lines.append(f"noise deviation {deviations}: 1 / sqrt(tau), fitted to the validation rows")
     if version.calibration is not None:
-        kept = "" if version.calibration.method == "temperature" else ", because none improved the likelihood"
-        lines.append(f"temperature {version.calibration.temperature:.3f}{kept}")
+        named = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3f}" for name, value in version.calibration.parameters.items()
+        )
+        lines.append(f"calibration: {named or 'none, because none improved the likelihood'}")
+    lines.extend(f"warning: {warning}" for warning in version.manifest.warnings)
+    lines.extend(f"advice: {advice}" for advice in advise(version, chosen))
     lines.append(f"version {version.version} of {version.name}: {version.folder}")
     return "\n".join(lines)
 
@@ -123,6 +196,18 @@ def _describe(version: ModelVersion, trained: TrainedNetwork) -> str:
 @click.option("--name", help="Of the model; the recipe's own by default.")
 @click.option("--seed", type=click.IntRange(0), help="Of the split, the weights, the order and the noise.")
 @click.option("--epochs", type=click.IntRange(1), help="At most so many; the recipe's own number by default.")
+@click.option(
+    "--head",
+    type=click.Choice(["mean", "mean_and_log_variance"]),
+    help="Of a regression: whether the network predicts its noise too.",
+)
+@click.option("--data", "path", help="Of the recipe's data: the folder of `uci`, the file of a table.")
+@click.option("--split", type=click.IntRange(0), help="Which split of a `uci` folder.")
+@click.option("--target", help="The column of a table to predict.")
+@click.option(
+    "--task", type=click.Choice(["classification", "regression"]), help="Where a table's target leaves it open."
+)
+@click.option("--drop", multiple=True, metavar="COLUMN", help="A column of a table to leave out; may be repeated.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--run-directory",
@@ -130,13 +215,19 @@ def _describe(version: ModelVersion, trained: TrainedNetwork) -> str:
     help="Where checkpoint and log lie; runs/<recipe>-seed<seed> by default.",
 )
 @click.option("--fresh", is_flag=True, help="Start over, even where a checkpoint lies.")
-@click.option("--calibration/--no-calibration", default=True, show_default=True, help="Fit a temperature.")
+@click.option("--calibration/--no-calibration", default=True, show_default=True, help="On the calibration rows.")
 def train(
     recipe: str,
     repository: Path,
     name: str | None,
     seed: int | None,
     epochs: int | None,
+    head: str | None,
+    path: str | None,
+    split: int | None,
+    target: str | None,
+    task: str | None,
+    drop: tuple[str, ...],
     device: Literal["auto", "cpu", "cuda"],
     run_directory: Path | None,
     fresh: bool,
@@ -147,7 +238,9 @@ def train(
     A run that is killed goes on from its last epoch when the same command is given again.
     """
     try:
-        chosen = read_recipe(recipe).revised(seed=seed, epochs=epochs)
+        of_data = {"path": path, "split": split, "target": target, "task": task, "drop": drop or None}
+        changes = {f"data.{key}": value for key, value in of_data.items()}
+        chosen = read_recipe(recipe).revised(changes, seed=seed, epochs=epochs, head=head)
         model = name or chosen.name
         if not NAME.fullmatch(model):  # said now, not after the training
             raise InvalidArgument("name", repr(model), "1 to 128 of A-Z a-z 0-9 _ -")
@@ -155,19 +248,19 @@ def train(
     except DubitoError as error:
         raise Refused(error) from error
     try:
-        data = digits(chosen.seed)
-        trained = _train_with_bar(chosen, data, device, directory, fresh)
-        version = pack(
-            trained.network,
-            torch.tensor(data.train.images[:EXAMPLE_ROWS]),
+        data = load_splits(chosen)
+        candidates = _train_with_bar(chosen, data, device, directory, fresh)
+        best = candidates[0]
+        version = pack_trained(
+            best.trained.network,
+            data,
+            choose_head(chosen, data.task),
             repository=repository,
             name=model,
-            task="classification",
-            head="logits",
-            class_names=data.class_names,
+            noise_variance=best.noise_variance,
         )
         if calibration:
-            version.calibrate(data.calibration.images, data.calibration.labels)
+            version.calibrate(data.calibration.inputs, data.calibration.targets)
         scores = score_paths(version, data.test)
     except (DubitoError, OSError) as error:
         raise Refused(error) from error
@@ -176,5 +269,9 @@ def train(
         click.echo(f"Interrupted: {again} goes on from {directory}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     console = Console()
-    console.print(score_table(scores, f"{model} on {len(data.test)} test images"))
-    console.print(_describe(version, trained), highlight=False, soft_wrap=True)
+    if len(candidates) > 1:
+        console.print(_candidate_table(candidates))
+    console.print(score_table(scores, f"{model} on {len(data.test)} test rows"))
+    if data.target_names is not None and len(data.target_names) > 1:
+        console.print(_target_table(version, data))
+    console.print(_describe(version, best, data.notes), highlight=False, soft_wrap=True, markup=False)

@@ -254,7 +254,7 @@ class Engine:
         balanced = plan.design is Design.BALANCED and any(self.masks.balanced)
         scatter = spread(moments, balanced)
         whole = Predictive(
-            answer=self._end(moments, scatter, plan.spec),
+            answer=self._end(moments, scatter, plan.spec, calibration),
             uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,
             draws=np.full(moments.mean.shape[1], moments.total, dtype=np.int64),
             standard_error=scatter.standard_error,
@@ -271,10 +271,15 @@ class Engine:
             start, end = end, end + run.rows
             yield whole.rows(start, end)
 
-    def _end(self, moments: Moments, scatter: Spread, spec: SamplingSpec) -> Classification | Regression:
+    def _end(
+        self, moments: Moments, scatter: Spread, spec: SamplingSpec, calibration: Calibration | None = None
+    ) -> Classification | Regression:
         if self.head.task is Task.CLASSIFICATION:
             return classify(moments, scatter)
-        return regress(moments, scatter, self._noise_variance, spec.interval_level, spec.quantiles)
+        noise = self._noise_variance
+        if noise is not None and calibration is not None:
+            noise = noise * calibration.noise_scale
+        return regress(moments, scatter, noise, spec.interval_level, spec.quantiles)
 
     def predict(
         self,
@@ -289,15 +294,18 @@ class Engine:
         [answer] = self.finish([run])
         return answer
 
-    def log_probabilities(self, inputs: Mapping[str, Tensor], spec: SamplingSpec | None = None) -> Array:
-        """Return what every draw says of every row, uncalibrated: (S, B, K) natural logarithms."""
+    def draws(self, inputs: Mapping[str, Tensor], spec: SamplingSpec | None = None) -> Decoded:
+        """Return what every draw says of every row, uncalibrated, on the CPU: arrays (S, B, K).
+
+        The variance of a regression is the noise that the network predicts, or the constant that the version knows.
+        """
         plan = self.plan(spec or SamplingSpec())
         [run] = self.start([(inputs, plan)], None)
         with torch.inference_mode():
-            found = decode(self.head, self._passes(run.boundary, plan, 0, plan.max_draws)).log_probabilities
-        if found is None:
-            raise InvalidArgument("head", self.head.value, "a classification head")
-        return found.cpu().numpy()
+            found = decode(self.head, self._passes(run.boundary, plan, 0, plan.max_draws).cpu())
+        if found.mean is not None and found.variance is None and self._noise_variance is not None:
+            return replace(found, variance=torch.as_tensor(self._noise_variance).expand_as(found.mean))
+        return found
 
 
 def wants(run: Run) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from dubito_models.errors import InvalidArgument
 
@@ -35,6 +36,17 @@ def classification_scores(probabilities: ArrayLike, labels: ArrayLike) -> Classi
         brier_score=brier_score(probabilities, labels),
         expected_calibration_error=expected_calibration_error(probabilities, labels),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionScores:
+    """What is said of a regression in one line of a table; None where the network does not know its noise."""
+
+    root_mean_squared_error: float
+    negative_log_likelihood: float | None
+    interval_level: float
+    interval_coverage: float | None
+    interval_width: float | None
 
 
 # --- What is accepted ---
@@ -131,3 +143,44 @@ def gaussian_negative_log_likelihood(mean: ArrayLike, variance: ArrayLike, targe
     if sigma2.min() <= 0:
         raise InvalidArgument("variance", f"{sigma2.min():g}", "values above 0")
     return float(0.5 * (math.log(2 * math.pi) + np.log(sigma2) + (y - mu) ** 2 / sigma2).mean())
+
+
+def mixture_negative_log_likelihood(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> float:
+    """Return the mean over rows and targets of -log of the draws' equal-weight mixture of Gaussians, in nats.
+
+    `means` and `variances` are (S, N) or (S, N, K), `targets` (N,) or (N, K):
+    -(logsumexp_s log N(y; mu_s, sigma_s^2) - log S) (Gal & Ghahramani 2016, equation 8).
+    """
+    mu, sigma2, y = _finite("means", means), _finite("variances", variances), _finite("targets", targets)
+    if mu.shape != sigma2.shape or mu.shape[1:] != y.shape or y.ndim not in (1, 2):
+        given = f"shapes {mu.shape} and {sigma2.shape} for targets of shape {y.shape}"
+        raise InvalidArgument("means, variances", given, "(S, N) for (N,), or (S, N, K) for (N, K)")
+    if sigma2.min() <= 0:
+        raise InvalidArgument("variances", f"{sigma2.min():g}", "values above 0")
+    each = -0.5 * ((y - mu) ** 2 / sigma2 + np.log(sigma2) + math.log(2 * math.pi))
+    return float(math.log(len(mu)) - special.logsumexp(each, axis=0).mean())
+
+
+def interval_coverage(intervals: ArrayLike, targets: ArrayLike) -> float:
+    """Return the share of targets (N,) or (N, K) within their closed intervals (N, 2) or (N, K, 2) (PICP)."""
+    low, high, y = _bounds(intervals, targets)
+    return float(((low <= y) & (y <= high)).mean())
+
+
+def interval_width(intervals: ArrayLike) -> float:
+    """Return the mean width of intervals (..., 2), in the targets' unit (MPIW)."""
+    bounds = _finite("intervals", intervals)
+    low, high, _ = _bounds(bounds, np.zeros(bounds.shape[:-1]))
+    return float((high - low).mean())
+
+
+def _bounds(
+    intervals: ArrayLike, targets: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    bounds, y = _finite("intervals", intervals), _finite("targets", targets)
+    if bounds.shape != (*y.shape, 2):
+        raise InvalidArgument("intervals", f"shape {bounds.shape} for targets of shape {y.shape}", "targets' and (2,)")
+    low, high = bounds[..., 0], bounds[..., 1]
+    if (low > high).any():
+        raise InvalidArgument("intervals", "a lower bound above the upper", "lower bounds first")
+    return low, high, y

@@ -12,16 +12,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from dubito_models.archive import read_program
 from dubito_models.audit import audit
-from dubito_models.calibration import Calibration, fit_temperature
+from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
 from dubito_models.engine import Defaults, Engine, SamplingSpec
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
@@ -74,35 +75,55 @@ class ModelVersion:
         noise = self.manifest.noise_variance
         return interpret(self.manifest.head, output, None if noise is None else np.asarray(noise))
 
-    def calibrate(self, inputs: ArrayLike | Mapping[str, ArrayLike], labels: ArrayLike) -> Calibration:
-        """Fit a temperature through the serving engine, with the version's own seed, design and draws.
+    def calibrate(self, inputs: ArrayLike | Mapping[str, ArrayLike], targets: ArrayLike) -> Calibration:
+        """Fit a calibration through the serving engine, with the version's own seed, design and draws.
 
-        It is kept only where the cross-validated likelihood improves; else the calibration is the identity.
-        Saved beside the version and used from now on. Classification only.
+        A classification gets a temperature, from class numbers (N,); a regression a factor on its noise variance, from
+        numbers (N,) or (N, K). It is kept only where the cross-validated likelihood improves; else the calibration is
+        the identity. Saved beside the version and used from now on.
         """
-        if self.manifest.task is not Task.CLASSIFICATION:
-            raise InvalidArgument("task", self.manifest.task.value, "classification: it has a temperature")
         tensors = self.read_inputs(inputs)
-        classes = np.asarray(labels)
-        if not np.issubdtype(classes.dtype, np.integer):
-            raise InvalidArgument("labels", f"dtype {classes.dtype}", "integers, class numbers")
-        fitted = fit_temperature(self.engine.log_probabilities(tensors), classes.astype(np.int64))
+        values = np.asarray(targets)
+        method: Literal["temperature", "noise_scale"]
+        if self.manifest.task is Task.CLASSIFICATION:
+            method, fitted = "temperature", self._fit_temperature(tensors, values)
+        else:
+            method, fitted = "noise_scale", self._fit_noise_scale(tensors, values)
         plan = self.engine.plan(SamplingSpec())
         calibration = Calibration(
-            method="temperature" if fitted.helps else "identity",
-            temperature=fitted.temperature if fitted.helps else 1.0,
+            method=method if fitted.helps else "identity",
+            temperature=fitted.value if fitted.helps and method == "temperature" else 1.0,
+            noise_scale=fitted.value if fitted.helps and method == "noise_scale" else 1.0,
             draws=plan.max_draws,
             seed=plan.seed,
             design=plan.design.value,
             group_size=plan.group_size,
             program=self.manifest.checksums[PROGRAM],
-            data_fingerprint=fingerprint({**{n: t.numpy() for n, t in tensors.items()}, "labels": classes}),
-            rows=len(classes),
+            data_fingerprint=fingerprint({**{n: t.numpy() for n, t in tensors.items()}, "labels": values}),
+            rows=len(values),
             nll_before=fitted.nll_before,
             nll_after=fitted.nll_after,
         )
         self.save_calibration(calibration)
         return calibration
+
+    def _fit_temperature(self, inputs: Mapping[str, Tensor], labels: NDArray[Any]) -> Fit:
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise InvalidArgument("labels", f"dtype {labels.dtype}", "integers, class numbers")
+        found = self.engine.draws(inputs).log_probabilities
+        assert found is not None
+        return fit_temperature(found.numpy(), labels.astype(np.int64))
+
+    def _fit_noise_scale(self, inputs: Mapping[str, Tensor], targets: NDArray[Any]) -> Fit:
+        found = self.engine.draws(inputs)
+        assert found.mean is not None
+        if found.variance is None:
+            accepted = "head mean_and_log_variance, or a version packed with noise_variance: there is no noise to scale"
+            raise InvalidArgument("head", self.manifest.head.value, accepted)
+        if not np.issubdtype(targets.dtype, np.number):
+            raise InvalidArgument("targets", f"dtype {targets.dtype}", "numbers")
+        columns = targets[:, None] if targets.ndim == 1 else targets
+        return fit_noise_scale(found.mean.numpy(), found.variance.numpy(), columns.astype(np.float64))
 
     def save_calibration(self, calibration: Calibration) -> None:
         """Store a calibration beside the version and switch to it."""

@@ -12,9 +12,8 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +26,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from dubito_models.data import Split, Splits
 from dubito_models.errors import InvalidArgument
 from dubito_models.files import write_atomically
-from dubito_models.networks import CNN, MLP
-from dubito_models.recipes import AugmentationTable, CosineTable, MLPTable, Recipe
+from dubito_models.layers import ConcreteDropout, Penalized
+from dubito_models.objectives import Objective
+from dubito_models.preparing import build_network, build_objective
+from dubito_models.recipes import Recipe
+from dubito_models.recipes.sections import AugmentationSection, CosineSection
+from dubito_models.seeding import randomness, seeded
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
@@ -37,21 +40,22 @@ VALIDATION_BATCH = 4096
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Training starts, or goes on after the `epochs_done` epochs of a checkpoint."""
+    """Training starts, or goes on after the `epochs_done` epochs of a checkpoint; `metric` names an epoch's."""
 
     device: str
     epochs: int
     epochs_done: int
+    metric: str
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One finished epoch, numbered from 1, and one line of the log; losses are means per row, in nats."""
+    """One finished epoch, numbered from 1, and one line of the log; what losses and metric are, the objective says."""
 
     epoch: int
     train_loss: float
-    validation_nll: float
-    validation_accuracy: float
+    validation_loss: float
+    validation_metric: float
     learning_rate: float
     seconds: float
 
@@ -69,26 +73,10 @@ class TrainedNetwork:
     best: Epoch
 
 
-# --- Randomness ---
+# --- Augmentation ---
 
 
-def _randomness(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,)))
-
-
-@contextmanager
-def _seeded(random: np.random.Generator, device: torch.device) -> Iterator[None]:
-    # Not torch.manual_seed: it reseeds every GPU, of which the caller gets back only those that were forked.
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-        seed = int(random.integers(2**63))
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed(seed)
-        yield
-
-
-def augment(images: Tensor, table: AugmentationTable, random: np.random.Generator) -> Tensor:
+def augment(images: Tensor, table: AugmentationSection, random: np.random.Generator) -> Tensor:
     """Return images (B, C, H, W), each turned about its centre and moved by amounts of its own."""
     B, _, H, W = images.shape
     bound = math.radians(table.rotation_degrees)
@@ -110,64 +98,69 @@ def augment(images: Tensor, table: AugmentationTable, random: np.random.Generato
 class _Fit:
     # What the next epoch needs; a checkpoint is this on disk.
     network: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: CosineAnnealingLR | ReduceLROnPlateau
     history: list[Epoch]
     best_weights: dict[str, Tensor]
 
 
-def build_network(recipe: Recipe, data: Splits) -> nn.Module:
-    """Return the recipe's network for images and classes like those of `data`, initialised by the recipe's seed."""
-    C, H, W = data.train.images.shape[1:]
-    table, outputs = recipe.network, len(data.class_names)
-    with _seeded(_randomness(recipe.seed, 0), torch.device("cpu")):
-        if isinstance(table, MLPTable):
-            return MLP(C * H * W, table.widths, outputs, table.dropout)
-        return CNN((C, H, W), outputs=outputs, **table.model_dump(exclude={"kind"}))
-
-
 def _fresh_fit(recipe: Recipe, data: Splits, device: torch.device) -> _Fit:
     network = build_network(recipe, data).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    objective = build_objective(recipe, data, network)
+    if objective.scale is not None:
+        objective = replace(objective, scale=objective.scale.to(device))
+    optimizer = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
     table = recipe.schedule
     schedule: CosineAnnealingLR | ReduceLROnPlateau
-    if isinstance(table, CosineTable):
+    if isinstance(table, CosineSection):
         schedule = CosineAnnealingLR(optimizer, recipe.epochs, eta_min=table.floor)
     else:
         schedule = ReduceLROnPlateau(optimizer, factor=table.factor, patience=table.patience, min_lr=table.floor)
-    return _Fit(network, optimizer, schedule, history=[], best_weights={})
+    return _Fit(network, objective, optimizer, schedule, history=[], best_weights={})
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Keep learned rates out of weight decay, which would draw them to 1/2."""
+    learned = [part.logit for part in network.modules() if isinstance(part, ConcreteDropout)]
+    others = [parameter for parameter in network.parameters() if not any(parameter is rate for rate in learned)]
+    groups = [{"params": others, "weight_decay": weight_decay}]
+    return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
 
 
 def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device)
+    return torch.tensor(split.inputs, device=device), torch.tensor(split.targets, device=device)
 
 
 def _train_epoch(fit: _Fit, recipe: Recipe, rows: tuple[Tensor, Tensor], random: np.random.Generator) -> float:
-    images, labels = rows
-    order = torch.from_numpy(random.permutation(len(labels))).to(labels.device)
-    total = torch.zeros((), device=labels.device)
+    inputs, targets = rows
+    order = torch.from_numpy(random.permutation(len(targets))).to(targets.device)
+    total = torch.zeros((), device=targets.device)
+    penalties = [part for part in fit.network.modules() if isinstance(part, Penalized)]
     fit.network.train()
     for batch in torch.split(order, recipe.batch_size):
-        augmented = augment(images[batch], recipe.augmentation, random)
-        logits = fit.network(augmented)  # (B, K)
-        loss = F.cross_entropy(logits, labels[batch], label_smoothing=recipe.label_smoothing)
+        chosen = inputs[batch]
+        if recipe.augmentation.changes:
+            chosen = augment(chosen, recipe.augmentation, random)
+        loss = fit.objective.loss(fit.network(chosen), targets[batch])
+        for part in penalties:
+            loss = loss + part.penalty(len(targets))
         fit.optimizer.zero_grad()
         torch.autograd.backward(loss)
         fit.optimizer.step()
         total += loss.detach() * len(batch)
-    return float(total) / len(labels)
+    return float(total) / len(targets)
 
 
 @torch.inference_mode()
-def _validate(network: nn.Module, rows: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    network.eval()
-    logits = torch.cat([network(images) for images in torch.split(rows[0], VALIDATION_BATCH)])  # (N, K)
-    nll = F.cross_entropy(logits.double(), rows[1])
-    return float(nll), float((logits.argmax(1) == rows[1]).double().mean())
+def _validate(fit: _Fit, rows: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    fit.network.eval()
+    raw = torch.cat([fit.network(inputs) for inputs in torch.split(rows[0], VALIDATION_BATCH)])  # (N, ...)
+    return fit.objective.validate(raw, rows[1])
 
 
 def _best(history: list[Epoch]) -> Epoch:
-    return min(history, key=lambda epoch: epoch.validation_nll)
+    return min(history, key=lambda epoch: epoch.validation_loss)
 
 
 def _ended(history: list[Epoch], recipe: Recipe) -> bool:
@@ -184,19 +177,19 @@ def _advance(
     clock: Callable[[], float],
 ) -> Epoch:
     began, number = clock(), len(fit.history) + 1
-    random = _randomness(recipe.seed, number)
-    with _seeded(random, train_rows[0].device):
+    random = randomness(recipe.seed, number)
+    with seeded(random, train_rows[0].device):
         train_loss = _train_epoch(fit, recipe, train_rows, random)
-    nll, accuracy = _validate(fit.network, validation_rows)
+    validation_loss, metric = _validate(fit, validation_rows)
     learning_rate = float(fit.optimizer.param_groups[0]["lr"])
-    if not (math.isfinite(train_loss) and math.isfinite(nll)):
+    if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
         given = f"{recipe.learning_rate}, with which the loss of epoch {number} is not finite"
         raise InvalidArgument("recipe.learning_rate", given, "a lower one")
     if isinstance(fit.schedule, ReduceLROnPlateau):
-        fit.schedule.step(nll)
+        fit.schedule.step(validation_loss)
     else:
         fit.schedule.step()
-    epoch = Epoch(number, train_loss, nll, accuracy, learning_rate, clock() - began)
+    epoch = Epoch(number, train_loss, validation_loss, metric, learning_rate, clock() - began)
     fit.history.append(epoch)
     if _best(fit.history) is epoch:
         fit.best_weights = {key: value.cpu().clone() for key, value in fit.network.state_dict().items()}
@@ -209,7 +202,7 @@ def _advance(
 def _fingerprint(recipe: Recipe, data: Splits) -> str:
     digest = hashlib.sha256(recipe.model_dump_json().encode())
     for split in (data.train, data.validation):
-        digest.update(split.images.tobytes() + split.labels.tobytes())
+        digest.update(split.inputs.tobytes() + split.targets.tobytes())
     return digest.hexdigest()
 
 
@@ -273,7 +266,7 @@ def train(
     fresh: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainedNetwork:
-    """Train a classifier by a recipe, with AdamW, to the epoch of its lowest validation NLL.
+    """Train a network by a recipe, with AdamW, to the epoch of its lowest validation loss.
 
     After each epoch `run_directory` holds a checkpoint, from which the next call goes on (unless `fresh`), and a log.
     The caller's global generators are left as they were. Raises `InvalidArgument` for a device that is not there, a
@@ -294,7 +287,7 @@ def train(
         _restore(fit, checkpoint, fingerprint)
         _write_log(log, fit.history)
     tell = progress or (lambda event: None)
-    tell(Started(chosen.type, recipe.epochs, len(fit.history)))
+    tell(Started(chosen.type, recipe.epochs, len(fit.history), fit.objective.metric))
     train_rows, validation_rows = _tensors(data.train, chosen), _tensors(data.validation, chosen)
     while not _ended(fit.history, recipe):
         epoch = _advance(fit, recipe, train_rows, validation_rows, clock)

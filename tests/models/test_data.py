@@ -26,7 +26,7 @@ def test_splits_share_no_row_and_lose_none() -> None:
     )
     found: Counter[tuple[bytes, int]] = Counter()
     for split in parts(3).values():
-        found.update((image.tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True))
+        found.update((image.tobytes(), int(label)) for image, label in zip(split.inputs, split.targets, strict=True))
     assert found == whole
 
 
@@ -34,21 +34,21 @@ def test_every_class_is_split_by_the_shares() -> None:
     """Each split holds its share of each class, to one image."""
     totals = np.bincount(load_digits().target)
     for name, split in parts(0).items():
-        assert np.abs(np.bincount(split.labels) - SHARES[name] * totals).max() <= 1
+        assert np.abs(np.bincount(split.targets) - SHARES[name] * totals).max() <= 1
 
 
 def test_images_are_floats_in_the_unit_interval() -> None:
     """Images are float32 (N, 1, 8, 8) that span [0, 1], labels int64 (N,), and nobody can write to either."""
     for split in parts(0).values():
-        assert split.images.shape == (len(split), 1, 8, 8)
-        assert split.images.dtype == np.float32
-        assert (split.images.min(), split.images.max()) == (0, 1)
-        assert split.labels.shape == (len(split),)
-        assert split.labels.dtype == np.int64
+        assert split.inputs.shape == (len(split), 1, 8, 8)
+        assert split.inputs.dtype == np.float32
+        assert (split.inputs.min(), split.inputs.max()) == (0, 1)
+        assert split.targets.shape == (len(split),)
+        assert split.targets.dtype == np.int64
         with pytest.raises(ValueError, match="read-only"):
-            split.images[0] = 0
+            split.inputs[0] = 0
         with pytest.raises(ValueError, match="read-only"):
-            split.labels[0] = 0
+            split.targets[0] = 0
     assert digits().class_names == tuple("0123456789")
 
 
@@ -58,9 +58,9 @@ def test_the_seed_alone_decides() -> None:
     first = parts(5)
     np.random.seed(2)
     for name, split in parts(5).items():
-        np.testing.assert_array_equal(split.images, first[name].images)
-        np.testing.assert_array_equal(split.labels, first[name].labels)
-    assert not np.array_equal(first["test"].images, parts(6)["test"].images)
+        np.testing.assert_array_equal(split.inputs, first[name].inputs)
+        np.testing.assert_array_equal(split.targets, first[name].targets)
+    assert not np.array_equal(first["test"].inputs, parts(6)["test"].inputs)
 
 
 def test_a_negative_seed_is_refused() -> None:
@@ -71,7 +71,7 @@ def test_a_negative_seed_is_refused() -> None:
 
 def test_a_quarter_turn_moves_pixels_exactly() -> None:
     """Rotation by 90 degrees is numpy's rot90, counter-clockwise, and by 0 nothing."""
-    images = parts(0)["test"].images
+    images = parts(0)["test"].inputs
     np.testing.assert_allclose(rotate(images, 90), np.rot90(images, axes=(2, 3)), atol=1e-5)
     np.testing.assert_array_equal(rotate(images, 0), images)
 
@@ -96,7 +96,7 @@ def test_rows_and_channels_do_not_mix() -> None:
 
 def test_shifts_stay_images() -> None:
     """Shifted images are float32 in [0, 1], and the originals are untouched."""
-    images = parts(0)["test"].images
+    images = parts(0)["test"].inputs
     before = images.copy()
     for shifted in (rotate(images, 45), blur(images, 2), pure_noise(images.shape, seed=0)):
         assert shifted.dtype == np.float32

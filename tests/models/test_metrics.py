@@ -19,6 +19,9 @@ from dubito_models.metrics import (
     classification_scores,
     expected_calibration_error,
     gaussian_negative_log_likelihood,
+    interval_coverage,
+    interval_width,
+    mixture_negative_log_likelihood,
     negative_log_likelihood,
     root_mean_squared_error,
 )
@@ -199,3 +202,47 @@ def test_what_is_no_regression_is_refused(field: str, score: Callable[[], float]
     with pytest.raises(InvalidArgument) as caught:
         score()
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 3)])
+def test_the_mixture_likelihood_is_that_of_scipys_densities(shape: tuple[int, ...]) -> None:
+    """The density of equally likely Gaussians is the mean of their densities; one draw is the Gaussian itself."""
+    random = np.random.default_rng(1)
+    means, variances = random.normal(size=(5, *shape)), random.uniform(0.1, 2, (5, *shape))
+    targets = random.normal(size=shape)
+    density = stats.norm.pdf(targets, means, np.sqrt(variances)).mean(0)
+    found = mixture_negative_log_likelihood(means, variances, targets)
+    assert found == pytest.approx(-np.log(density).mean(), rel=1e-12)
+    alone = mixture_negative_log_likelihood(means[:1], variances[:1], targets)
+    assert alone == pytest.approx(gaussian_negative_log_likelihood(means[0], variances[0], targets), rel=1e-12)
+
+
+def test_a_target_that_no_draw_expects_has_a_finite_likelihood() -> None:
+    """Densities that underflow are summed as logarithms: 50 deviations away the loss is 50^2 / 2 and a constant."""
+    far = mixture_negative_log_likelihood([[0.0], [0.0]], [[1.0], [1.0]], [50.0])
+    assert far == pytest.approx(1250 + math.log(2 * math.pi) / 2)
+
+
+def test_intervals_by_hand() -> None:
+    """Bounds belong to their intervals."""
+    intervals = [[0.0, 1.0], [2.0, 4.0], [5.0, 5.0], [0.0, 1.0]]
+    assert interval_coverage(intervals, [1.0, 4.5, 5.0, -0.1]) == 0.5
+    assert interval_width(intervals) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "score"),
+    [
+        ("means, variances", lambda: mixture_negative_log_likelihood([[0.0]], [[1.0], [1.0]], [0.0])),
+        ("means, variances", lambda: mixture_negative_log_likelihood([[0.0, 1.0]], [[1.0, 1.0]], [0.0])),
+        ("variances", lambda: mixture_negative_log_likelihood([[0.0]], [[0.0]], [0.0])),
+        ("means", lambda: mixture_negative_log_likelihood([[math.nan]], [[1.0]], [0.0])),
+        ("intervals", lambda: interval_coverage([[0.0, 1.0]], [0.0, 1.0])),
+        ("intervals", lambda: interval_coverage([[1.0, 0.0]], [0.0])),
+        ("targets", lambda: interval_coverage([[0.0, 1.0]], [math.nan])),
+    ],
+)
+def test_what_is_no_mixture_and_no_interval_is_refused(field: str, score: Callable[[], float]) -> None:
+    """Shapes that do not fit, variances of 0, bounds the wrong way round: refused by the field's name."""
+    with pytest.raises(InvalidArgument, match=f"^{field}: "):
+        score()

@@ -9,19 +9,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
-from dubito_models.command import score_paths, train
+from dubito_models.command import train
 from dubito_models.data import digits
 from dubito_models.engine import SamplingSpec
-from dubito_models.errors import InvalidArgument
-from dubito_models.metrics import accuracy
-from dubito_models.networks import MLP
+from dubito_models.metrics import ClassificationScores, accuracy
 from dubito_models.package import Repository
-from dubito_models.packing import pack
-from dubito_models.predictive import Classification
+from dubito_models.predictive import Classification, Regression
+from dubito_models.scoring import score_paths
 
 RECIPE = """
 name = "tiny"
@@ -86,25 +85,16 @@ def test_scores_are_those_of_the_paths(run: Callable[..., Result], tmp_path: Pat
     run()
     version, test = Repository(tmp_path / "repository").load("tiny"), digits(0).test
     scores = score_paths(version, test)
-    predictive = version.predict(test.images, SamplingSpec(uncalibrated=True))
+    predictive = version.predict(test.inputs, SamplingSpec(uncalibrated=True))
     assert isinstance(predictive.answer, Classification)
     assert isinstance(predictive.uncalibrated, Classification)
-    probabilities = version.evaluate(test.images).probabilities
+    probabilities = version.evaluate(test.inputs).probabilities
     assert probabilities is not None
-    assert {path: score.accuracy for path, score in scores.items()} == {
-        "standard": accuracy(probabilities, test.labels),
-        "Monte Carlo": accuracy(predictive.uncalibrated.probabilities, test.labels),
-        "Monte Carlo, calibrated": accuracy(predictive.answer.probabilities, test.labels),
+    assert {path: score.accuracy for path, score in scores.items() if isinstance(score, ClassificationScores)} == {
+        "standard": accuracy(probabilities, test.targets),
+        "Monte Carlo": accuracy(predictive.uncalibrated.probabilities, test.targets),
+        "Monte Carlo, calibrated": accuracy(predictive.answer.probabilities, test.targets),
     }
-
-
-def test_a_regression_has_no_such_scores(tmp_path: Path) -> None:
-    """Scoring a version that is no classifier is refused by its task."""
-    test = digits(0).test
-    example = torch.tensor(test.images[:2])
-    version = pack(MLP(64, (4,), 1, 0.2), example, repository=tmp_path, name="line", task="regression", head="mean")
-    with pytest.raises(InvalidArgument, match="task: got regression; accepted: classification"):
-        score_paths(version, test)
 
 
 def test_the_same_command_again_packs_the_next_version(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -158,7 +148,7 @@ def test_a_refusal_is_one_line_and_leaves_nothing(
 
 def test_an_unknown_recipe_is_one_line(run: Callable[..., Result]) -> None:
     """An unknown recipe lists those that exist."""
-    assert "accepted: digits-cnn, digits-mlp" in refused(run(recipe="digits"))
+    assert "accepted: co2, diabetes, diabetes-heteroscedastic, digits-cnn" in refused(run(recipe="digits"))
 
 
 def test_a_failure_after_training_leaves_no_version(
@@ -195,3 +185,128 @@ def test_an_interrupted_run_says_how_to_go_on(recipe: Path, tmp_path: Path) -> N
     assert child.returncode == 130
     assert stderr.splitlines()[-1] == "Interrupted: the same command goes on from runs/tiny-seed0"
     assert found(tmp_path) == ["runs/tiny-seed0/checkpoint.pt", "runs/tiny-seed0/log.csv", "tiny.toml"]
+
+
+# --- Regression and tables ---
+
+TABLE = """
+name = "table"
+epochs = 3
+patience = 3
+batch_size = 32
+learning_rate = 0.01
+[data]
+kind = "table"
+[network]
+kind = "mlp"
+widths = [16]
+dropout = 0.2
+"""
+
+
+def write_table(path: Path, rows: int = 120, **columns: object) -> Path:
+    """Write a table of a number with gaps, a category, two targets, and further columns of one value."""
+    random = np.random.default_rng(0)
+    area = random.normal(80, 20, rows).round(1)
+    city = random.choice(["Rome", "Oslo"], rows)
+    price = (area * 2 + 30 * (city == "Oslo") + random.normal(0, 5, rows)).round(2)
+    frame = pd.DataFrame({"area": area, "city": city, "price": price, "dear": np.where(price > 180, "yes", "no")})
+    frame.loc[::10, "area"] = np.nan
+    frame.assign(**columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "table.toml").write_text(TABLE)
+    return write_table(tmp_path / "homes.csv")
+
+
+def test_a_table_becomes_a_version_that_knows_its_columns(run: Callable[..., Result], table: Path) -> None:
+    """A regression from a .csv file: raw numbers and codes in, NaN where a value may be missing, prices out."""
+    result = run("--data", str(table), "--target", "price", "--drop", "dear", recipe="table.toml")
+    assert result.exit_code == 0, result.output
+    assert "RMSE" in result.stdout
+    assert "noise deviation" in result.stdout
+    version = Repository(table.parent / "repository").load("table")
+    [signature] = version.manifest.inputs
+    assert signature.columns is not None
+    assert [(column.name, column.kind, column.categories) for column in signature.columns] == [
+        ("area", "number", ()),
+        ("city", "category", ("Oslo", "Rome")),
+    ]
+    answer = version.predict(np.array([[100.0, 1], [100.0, 2], [np.nan, 0]], np.float32)).answer
+    assert isinstance(answer, Regression)
+    assert np.isfinite(answer.mean).all()
+
+
+def test_a_tables_texts_are_classes(run: Callable[..., Result], table: Path) -> None:
+    result = run("--data", str(table), "--target", "dear", "--drop", "price", recipe="table.toml")
+    assert result.exit_code == 0, result.output
+    version = Repository(table.parent / "repository").load("table")
+    assert version.manifest.class_names == ("no", "yes")
+
+
+def test_a_network_may_predict_its_own_noise(run: Callable[..., Result], table: Path) -> None:
+    result = run(
+        "--data", str(table), "--target", "price", "--drop", "dear", "--head", "mean_and_log_variance",
+        recipe="table.toml",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    version = Repository(table.parent / "repository").load("table")
+    assert version.manifest.head.value == "mean_and_log_variance"
+    assert version.manifest.noise_variance is None
+    assert version.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns", "said"),
+    [
+        (("--data", "none.csv", "--target", "price"), {}, "none.csv (No such file or directory)"),
+        (("--target", "price"), {}, "recipe.data.path: got nothing; accepted: a value; --data FILE gives one"),
+        (("--data", "homes.csv"), {}, "recipe.data.target: got nothing; accepted: a value; --target COLUMN gives one"),
+        (("--data", "homes.csv", "--target", "cost"), {}, "target: got 'cost'; accepted: a column of homes.csv: area"),
+        (("--data", "homes.csv", "--target", "area"), {}, "target 'area': got no value in 12 of 120 rows"),
+        (("--data", "homes.csv", "--target", "price"), {"same": 7}, "column 'same': got 7 in every row; accepted: a"),
+        (("--data", "homes.csv", "--target", "all"), {"all": "x"}, "target 'all': got one class only, 'x'"),
+        (
+            ("--data", "homes.csv", "--target", "price", "--split", "1"),
+            {},
+            "recipe.data.split: got 1",
+        ),
+        (("--data", "homes.csv", "--target", "dear", "--head", "mean"), {}, "recipe.head: got mean; accepted: for cla"),
+        (("--data", "homes.csv", "--target", "price", "--device", "cuda"), {}, "no GPU can be used here"),
+    ],
+)
+def test_tables_that_cannot_be_learned_from_are_one_line(
+    run: Callable[..., Result],
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    columns: dict[str, object],
+    said: str,
+) -> None:
+    """Every refusal comes before anything is written."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    write_table(table, **columns)
+    before = found(table.parent)
+    assert said in refused(run(*arguments, recipe="table.toml"))
+    assert found(table.parent) == before
+
+
+def test_a_checkpoint_of_another_network_is_one_line(run: Callable[..., Result], table: Path) -> None:
+    arguments = ("--data", str(table), "--target", "price", "--drop", "dear", "--no-calibration")
+    assert run(*arguments, recipe="table.toml").exit_code == 0
+    (table.parent / "table.toml").write_text(TABLE.replace("[16]", "[8]"))
+    assert "a checkpoint of another recipe or other data" in refused(run(*arguments, recipe="table.toml"))
+
+
+def test_rates_are_tried_and_shown(run: Callable[..., Result], table: Path) -> None:
+    """The table of candidates marks one, and what was chosen is what is packed."""
+    (table.parent / "table.toml").write_text(TABLE + "[selection]\nrates = [0.1, 0.4]\n")
+    result = run("--data", str(table), "--target", "price", "--drop", "dear", recipe="table.toml")
+    assert result.exit_code == 0, result.output
+    [line] = [line for line in result.stdout.splitlines() if "chosen" in line]
+    version = Repository(table.parent / "repository").load("table")
+    assert {f"{site.rate:g}" for site in version.manifest.sites} == {line.split()[1]}
+    assert (".1" in line) == ("usually best within 0.2 and 0.5" in result.stdout)

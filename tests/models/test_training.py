@@ -22,7 +22,8 @@ from dubito_models import training
 from dubito_models.data import Split, Splits, digits
 from dubito_models.errors import InvalidArgument
 from dubito_models.metrics import accuracy
-from dubito_models.recipes import AugmentationTable, Recipe, read_recipe, shipped_recipes
+from dubito_models.recipes import Recipe, read_recipe, shipped_recipes
+from dubito_models.recipes.sections import AugmentationSection
 from dubito_models.training import Epoch, Started, TrainedNetwork, augment, train
 
 MLP_TABLE = {"kind": "mlp", "widths": (8,), "dropout": (0.3,)}
@@ -57,7 +58,7 @@ def data() -> Splits:
     whole = digits(0)
 
     def first(split: Split, rows: int) -> Split:
-        return Split(split.images[:rows], split.labels[:rows])
+        return Split(split.inputs[:rows], split.targets[:rows])
 
     return replace(whole, train=first(whole.train, 100), validation=first(whole.validation, 50))
 
@@ -207,9 +208,9 @@ def test_augmentation_moves_each_image_by_its_own() -> None:
     """Bounds of 0 change nothing; else equal images part, by no more light than falls out at the edge."""
     image = torch.zeros(64, 1, 9, 9)
     image[:, :, 3:6, 3:6] = 1
-    still = augment(image, AugmentationTable(), np.random.default_rng(0))
+    still = augment(image, AugmentationSection(), np.random.default_rng(0))
     torch.testing.assert_close(still, image)
-    moved = augment(image, AugmentationTable(shift_pixels=2.0), np.random.default_rng(0))
+    moved = augment(image, AugmentationSection(shift_pixels=2.0), np.random.default_rng(0))
     assert len(moved.unique(dim=0)) == 64
     torch.testing.assert_close(moved.sum((1, 2, 3)), torch.full((64,), 9.0))
     # Uniform on [-2, 2], the light's centre has a standard deviation of 4 / sqrt(12).
@@ -228,7 +229,7 @@ def test_augmentation_turns_without_stretching() -> None:
         def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
             return np.full(size, high)
 
-    turned = augment(image, AugmentationTable(rotation_degrees=90.0), Quarter(np.random.PCG64(0)))
+    turned = augment(image, AugmentationSection(rotation_degrees=90.0), Quarter(np.random.PCG64(0)))
     assert turned[0, 0, [0, 4], 4].max() == pytest.approx(1, abs=1e-4)
     assert turned.sum() == pytest.approx(1, abs=1e-4)
 
@@ -263,6 +264,7 @@ from pathlib import Path
 import torch
 from dubito_models.data import digits
 from dubito_models.recipes import read_recipe
+from dubito_models.recipes.sections import AugmentationSection
 from dubito_models.training import Epoch, train
 
 torch.set_num_threads(int(sys.argv[3]))
@@ -344,7 +346,7 @@ def test_a_finished_run_is_not_trained_again(data: Splits, tmp_path: Path) -> No
     first = train(tiny(), data, device="cpu", run_directory=tmp_path)
     events: list[Started | Epoch] = []
     again = train(tiny(), data, device="cpu", run_directory=tmp_path, progress=events.append)
-    assert events == [Started("cpu", epochs=5, epochs_done=5)]
+    assert events == [Started("cpu", epochs=5, epochs_done=5, metric="accuracy")]
     assert same(weights(first), weights(again))
     events.clear()
     fresh = train(tiny(), data, device="cpu", run_directory=tmp_path, progress=events.append, fresh=True)
@@ -357,7 +359,7 @@ def test_another_recipe_or_other_data_do_not_resume(data: Splits, tmp_path: Path
     """A checkpoint of another recipe or of other data is refused with the remedies, and stays as it was."""
     train(tiny(), data, device="cpu", run_directory=tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    other = replace(data, train=Split(data.train.images[1:], data.train.labels[1:]))
+    other = replace(data, train=Split(data.train.inputs[1:], data.train.targets[1:]))
     for recipe, rows in ((tiny(seed=1), data), (tiny(epochs=6), data), (tiny(), other)):
         with pytest.raises(InvalidArgument, match="--fresh to start over, or another --run-directory") as caught:
             train(recipe, rows, device="cpu", run_directory=tmp_path)
@@ -396,12 +398,12 @@ def test_early_stopping_restores_the_best_weights(data: Splits, tmp_path: Path) 
     recipe = tiny(epochs=200, patience=3, learning_rate=0.05, label_smoothing=0.0)
     trained = train(recipe, data, device="cpu", run_directory=tmp_path)
     assert len(trained.history) == trained.best.epoch + 3 < 200
-    assert trained.best.validation_nll == min(epoch.validation_nll for epoch in trained.history)
+    assert trained.best.validation_loss == min(epoch.validation_loss for epoch in trained.history)
     assert not trained.network.training
     with torch.inference_mode():
-        logits = trained.network(torch.tensor(data.validation.images)).double()
-    nll = F.cross_entropy(logits, torch.tensor(data.validation.labels))
-    assert float(nll) == trained.best.validation_nll < trained.history[-1].validation_nll
+        logits = trained.network(torch.tensor(data.validation.inputs)).double()
+    nll = F.cross_entropy(logits, torch.tensor(data.validation.targets))
+    assert float(nll) == trained.best.validation_loss < trained.history[-1].validation_loss
 
 
 def test_a_plateau_lowers_the_learning_rate(data: Splits, tmp_path: Path) -> None:
@@ -411,7 +413,7 @@ def test_a_plateau_lowers_the_learning_rate(data: Splits, tmp_path: Path) -> Non
     rate, best = 0.5, float("inf")
     for epoch in history:
         assert epoch.learning_rate == pytest.approx(rate)
-        rate, best = (rate, epoch.validation_nll) if epoch.validation_nll < best * (1 - 1e-4) else (rate / 2, best)
+        rate, best = (rate, epoch.validation_loss) if epoch.validation_loss < best * (1 - 1e-4) else (rate / 2, best)
     assert history[-1].learning_rate < 0.5
     history = train(tiny(), data, device="cpu", run_directory=tmp_path / "cosine").history
     expected = [0.01 * (1 + np.cos(np.pi * epoch / 5)) / 2 for epoch in range(5)]
@@ -432,7 +434,7 @@ def test_the_log_says_what_the_history_says(data: Splits, tmp_path: Path) -> Non
 
 def test_a_loss_that_is_not_finite_ends_the_run(data: Splits, tmp_path: Path) -> None:
     """Weights that overflow end the run with advice, and no checkpoint holds them."""
-    huge = Split(data.train.images * np.float32(3e38), data.train.labels)
+    huge = Split(data.train.inputs * np.float32(3e38), data.train.targets)
     with pytest.raises(InvalidArgument, match="the loss of epoch 1 is not finite; accepted: a lower one"):
         train(tiny(), replace(data, train=huge), device="cpu", run_directory=tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -467,5 +469,5 @@ def test_shipped_recipes_are_accurate(name: str, least: float, seed: int, tmp_pa
     """The Monte Carlo mean of 64 draws is right on at least 97 % (MLP) and 98.5 % (CNN) of the test images."""
     data = digits(seed)
     trained = train(read_recipe(name).revised(seed=seed), data, device="cpu", run_directory=tmp_path)
-    probabilities = monte_carlo(trained.network, torch.tensor(data.test.images), draws=64)
-    assert accuracy(probabilities, data.test.labels) >= least
+    probabilities = monte_carlo(trained.network, torch.tensor(data.test.inputs), draws=64)
+    assert accuracy(probabilities, data.test.targets) >= least

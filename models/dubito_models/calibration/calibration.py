@@ -18,14 +18,16 @@ from dubito_models.heads import Decoded
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A temperature per draw: p proportional to p ** (1 / temperature), that is softmax(logits / temperature).
+    """What is done to every draw, and how the draws were made that it was fitted to.
+
+    `temperature`: p proportional to p ** (1 / temperature), that is softmax(logits / temperature). `noise_scale`: the
+    noise variance of a regression times this factor. `identity`: nothing, because neither improved the likelihood.
 
     `program` is the checksum of the program it was fitted for. An answer drawn with the same `seed`, `design` and
     number of `draws` is the same function of its row that was calibrated; any other is only close to it.
     """
 
-    method: Literal["temperature", "identity"]
-    temperature: float
+    method: Literal["temperature", "noise_scale", "identity"]
     draws: int
     seed: int
     design: str
@@ -33,8 +35,10 @@ class Calibration:
     program: str
     data_fingerprint: str
     rows: int
-    nll_before: float  # cross-validated, nats per row
+    nll_before: float  # cross-validated, nats per row and target
     nll_after: float
+    temperature: float = 1.0
+    noise_scale: float = 1.0
     estimator: str = "plain"
     precision: str = "float32"
     fan_out: int = 1
@@ -44,11 +48,18 @@ class Calibration:
         """The address of its content."""
         return _address(self)
 
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters of the method, by name."""
+        return {} if self.method == "identity" else {self.method: getattr(self, self.method)}
+
     def apply(self, decoded: Decoded) -> Decoded:
-        """Calibrate draws of a classification."""
-        if self.method == "identity" or decoded.log_probabilities is None:
-            return decoded
-        return replace(decoded, log_probabilities=F.log_softmax(decoded.log_probabilities / self.temperature, -1))
+        """Calibrate draws."""
+        if self.method == "temperature" and decoded.log_probabilities is not None:
+            return replace(decoded, log_probabilities=F.log_softmax(decoded.log_probabilities / self.temperature, -1))
+        if self.method == "noise_scale" and decoded.variance is not None:
+            return replace(decoded, variance=decoded.variance * self.noise_scale)
+        return decoded
 
 
 @functools.lru_cache(maxsize=256)

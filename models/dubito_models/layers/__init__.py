@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dubito_models.layers.concrete import ConcreteDropout
 from dubito_models.layers.dropconnect import DropConnectConv1d, DropConnectConv2d, DropConnectLinear
+from dubito_models.layers.penalized import Penalized
 from dubito_models.layers.recurrent import VariationalGRU, VariationalLSTM
 from dubito_models.layers.stochastic_depth import StochasticDepth, linear_decay
 
@@ -16,6 +17,7 @@ __all__ = [
     "DropConnectConv1d",
     "DropConnectConv2d",
     "DropConnectLinear",
+    "Penalized",
     "StochasticDepth",
     "VariationalGRU",
     "VariationalLSTM",

@@ -9,22 +9,31 @@ path alone: on the Monte Carlo path masks are drawn as in training, so the runni
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dubito_models.errors import InvalidArgument
+from dubito_models.networks.concrete import behind_concrete
+from dubito_models.networks.images import image_shape
 from dubito_models.networks.rates import per_layer, site
+
+Variant = Literal["standard", "concrete"]
 
 
 class Block(nn.Module):
-    """Convolution, batch norm, ReLU, a few times over; then 2x2 pooling and spatial dropout."""
+    """Convolution, batch norm, ReLU, a few times over; then 2x2 pooling and spatial dropout.
 
-    def __init__(self, channels: int, width: int, convolutions: int, rate: float) -> None:
+    `learned` is the first value of a learned rate (0: none) at which the maps are dropped that the block reads.
+    """
+
+    def __init__(self, channels: int, width: int, convolutions: int, rate: float, learned: float) -> None:
         super().__init__()
         inputs = [channels] + [width] * (convolutions - 1)
         # The shift of the batch norm that follows makes a bias superfluous.
-        self.convolutions = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1, bias=False) for c in inputs)
+        layers: list[nn.Module] = [nn.Conv2d(c, width, 3, padding=1, bias=False) for c in inputs]
+        self.convolutions = nn.ModuleList([behind_concrete(layers[0], channels, learned, spatial=True), *layers[1:]])
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in inputs)
         self.dropout = site(nn.Dropout2d, rate)
 
@@ -41,6 +50,8 @@ class CNN(nn.Module):
     """Blocks of the given widths, each halving height and width; then one hidden layer and a linear head.
 
     `input_shape` is (C, H, W): (1, 8, 8), (3, 32, 32), ... with H and W of at least 2 to the number of blocks.
+    `channel_dropout` are the rates of the maps that each block gives, `head_dropout` that of the hidden layer's units;
+    in variant `concrete` both are the first values of rates that are learned (Gal et al. 2017).
     The `outputs` are raw: the logits of K classes, the means of K targets, or what else the head reads.
     """
 
@@ -54,32 +65,35 @@ class CNN(nn.Module):
         channel_dropout: float | Sequence[float] = 0.1,
         head_width: int = 128,
         head_dropout: float = 0.3,
+        variant: Variant = "standard",
     ) -> None:
         super().__init__()
         if not widths or min(outputs, convolutions, head_width, *widths) < 1:
             given = f"{list(widths)}, {convolutions} convolutions, head {head_width}, {outputs} outputs"
             raise InvalidArgument("widths", given, "at least one block, and sizes of at least 1")
-        channels, height, width = input_shape
-        if channels < 1 or min(height, width) < 2 ** len(widths):
-            accepted = f"(C, H, W) with H and W of at least {2 ** len(widths)} for {len(widths)} blocks"
-            raise InvalidArgument("input_shape", input_shape, accepted)
+        if variant not in get_args(Variant):
+            raise InvalidArgument("variant", repr(variant), ", ".join(get_args(Variant)))
+        channels, height, width = image_shape(input_shape, 2 ** len(widths), f"for {len(widths)} blocks")
         rates = per_layer("channel_dropout", channel_dropout, len(widths))
-        sizes = (channels, *widths)
+        [head_rate] = per_layer("head_dropout", head_dropout, 1)
+        none = (0.0,) * len(rates)
+        fixed, learned = (rates, none) if variant == "standard" else (none, rates)
         self.blocks = nn.ModuleList(
-            Block(inputs, outputs_, convolutions, rate)
-            for inputs, outputs_, rate in zip(sizes, widths, rates, strict=False)
+            Block(inputs, width_, convolutions, rate, learned_)
+            for inputs, width_, rate, learned_ in zip((channels, *widths), widths, fixed, (0.0, *learned), strict=False)
         )
         pixels = (height >> len(widths)) * (width >> len(widths))
-        self.hidden = nn.Linear(widths[-1] * pixels, head_width)
-        self.dropout = site(nn.Dropout, *per_layer("head_dropout", head_dropout, 1))
-        self.head = nn.Linear(head_width, outputs)
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * pixels, head_width))
+        self.hidden = behind_concrete(flat, widths[-1], learned[-1], spatial=True)
+        self.dropout = site(nn.Dropout, head_rate if variant == "standard" else 0.0)
+        head = nn.Linear(head_width, outputs)
+        self.head = behind_concrete(head, head_width, head_rate) if variant == "concrete" else head
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the raw outputs (B, K) of images (B, C, H, W)."""
         x = images
         for block in self.blocks:
             x = block(x)  # (B, width, H / 2, W / 2)
-        x = x.flatten(1)  # (B, width * pixels)
         x = self.dropout(F.relu(self.hidden(x)))  # (B, head_width)
-        logits: Tensor = self.head(x)  # (B, K)
-        return logits
+        raw: Tensor = self.head(x)  # (B, K)
+        return raw

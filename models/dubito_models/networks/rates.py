@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from dubito_models.errors import InvalidArgument
+from dubito_models.layers import linear_decay
 from dubito_models.layers.rates import check_rate
 
 
@@ -23,6 +24,12 @@ def per_layer(field: str, rates: float | Sequence[float], layers: int) -> tuple[
     return given * layers if len(given) == 1 else given
 
 
-def site(kind: type[nn.Dropout] | type[nn.Dropout2d], rate: float) -> nn.Module:
+def decayed(field: str, last_rate: float, depth: int) -> tuple[float, ...]:
+    """Return the rates of `depth` residual branches by the linear decay rule (Huang et al. 2016)."""
+    check_rate(field, last_rate)
+    return tuple(linear_decay(index, depth, last_rate) for index in range(1, depth + 1))
+
+
+def site(kind: Callable[[float], nn.Module], rate: float) -> nn.Module:
     """Return a dropout of that kind; at rate 0 nothing, so that no site is packed that never draws."""
     return kind(rate) if rate > 0 else nn.Identity()

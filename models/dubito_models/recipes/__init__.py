@@ -3,79 +3,37 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dubito_models.errors import InvalidArgument
+from dubito_models.recipes.sections import (
+    AnyNetworkSection,
+    AugmentationSection,
+    CNNSection,
+    CO2Section,
+    CosineSection,
+    DataSection,
+    DiabetesSection,
+    DigitsSection,
+    MLPSection,
+    PlateauSection,
+    ResNetSection,
+    RNNSection,
+    Section,
+    SelectionSection,
+    TableSection,
+    TransformerSection,
+    UCISection,
+)
 
 
-def _several(value: object) -> object:
-    return (value,) if isinstance(value, (int, float)) else value
-
-
-Width = Annotated[int, Field(ge=1, le=16_384)]
-Rate = Annotated[float, Field(ge=0, le=0.95)]
-Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=32, strict=False)]
-Rates = Annotated[
-    tuple[Rate, ...],
-    Field(min_length=1, max_length=32, strict=False, description="one for all layers, or one per layer"),
-    BeforeValidator(_several),
-]
-
-
-class Table(BaseModel):
-    """A table of a recipe: frozen, no key unknown, every value of its own type and bounded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class MLPTable(Table):
-    """`[network]` with `kind = "mlp"`."""
-
-    kind: Literal["mlp"]
-    widths: Widths
-    dropout: Rates
-
-
-class CNNTable(Table):
-    """`[network]` with `kind = "cnn"`."""
-
-    kind: Literal["cnn"]
-    widths: Widths
-    convolutions: int = Field(default=2, ge=1, le=8)
-    channel_dropout: Rates
-    head_width: Width = 128
-    head_dropout: Rate
-
-
-class CosineTable(Table):
-    """`[schedule]` with `kind = "cosine"`: half a wave from the learning rate down to `floor`, over all epochs."""
-
-    kind: Literal["cosine"] = "cosine"
-    floor: float = Field(default=0.0, ge=0, le=1)
-
-
-class PlateauTable(Table):
-    """`[schedule]` with `kind = "plateau"`: times `factor` after `patience` epochs that did not improve."""
-
-    kind: Literal["plateau"]
-    factor: float = Field(default=0.5, gt=0, lt=1)
-    patience: int = Field(default=5, ge=0, le=100_000)
-    floor: float = Field(default=0.0, ge=0, le=1)
-
-
-class AugmentationTable(Table):
-    """`[augmentation]`: every image of every epoch is turned and moved, uniformly within these bounds."""
-
-    rotation_degrees: float = Field(default=0.0, ge=0, le=180)
-    shift_pixels: float = Field(default=0.0, ge=0, le=64)
-
-
-class Recipe(Table):
-    """How a classifier is trained; `patience` counts the epochs without a lower validation NLL."""
+class Recipe(Section):
+    """How a network is trained on what; `patience` counts the epochs without a lower validation loss."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -85,32 +43,61 @@ class Recipe(Table):
     learning_rate: float = Field(gt=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, le=0.5)
-    schedule: CosineTable | PlateauTable = Field(default=CosineTable(), discriminator="kind")
-    augmentation: AugmentationTable = AugmentationTable()
-    network: MLPTable | CNNTable = Field(discriminator="kind")
+    head: Literal["logits", "mean", "mean_and_log_variance"] | None = None
+    schedule: Annotated[CosineSection | PlateauSection, Field(discriminator="kind")] = CosineSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    data: Annotated[DataSection, Field(discriminator="kind")] = DigitsSection()
+    selection: SelectionSection | None = None
+    network: Annotated[AnyNetworkSection, Field(discriminator="kind")]
 
     @model_validator(mode="after")
     def _something_is_random(self) -> Recipe:
-        table = self.network
-        rates = table.dropout if isinstance(table, MLPTable) else (*table.channel_dropout, table.head_dropout)
-        if not any(rates):
+        if not any(self.network.rates):
             raise InvalidArgument("recipe.network", "dropout rates of 0", "at least one dropout rate above 0")
+        if self.selection and getattr(self.network, "variant", "") == "concrete":
+            raise InvalidArgument(
+                "recipe.selection", "rates for variant 'concrete'", "no selection: it learns its rates"
+            )
         return self
 
-    def revised(self, *, seed: int | None = None, epochs: int | None = None) -> Recipe:
-        """Return the recipe with another seed or number of epochs, validated anew."""
-        changes = {"seed": seed, "epochs": epochs}
-        given = {key: value for key, value in changes.items() if value is not None}
-        return _validated({**self.model_dump(), **given})
+    def revised(self, changes: Mapping[str, object] | None = None, **given: object) -> Recipe:
+        """Return the recipe with other values, validated anew; values that are None are left as they are.
+
+        `changes` holds values of sections, keyed `"section.key"`.
+        """
+        tables: dict[str, Any] = self.model_dump()
+        for key, value in {**(changes or {}), **given}.items():
+            if value is None:
+                continue
+            section, _, name = key.rpartition(".")
+            if section and name not in tables[section]:
+                kind = tables[section].get("kind", section)
+                raise InvalidArgument(f"recipe.{key}", value, f"nothing: {section} of kind {kind!r} has no {name}")
+            (tables[section] if section else tables)[name] = value
+        return _validated(tables)
+
+    def at_rate(self, rate: float) -> Recipe:
+        """Return the recipe for one candidate of its selection: every dropout rate above 0 is `rate`."""
+        return _validated({**self.model_dump(), "selection": None, "network": self.network.at_rate(rate)})
 
 
-_TABLES: dict[int | str, type[Table]] = {
-    "mlp": MLPTable,
-    "cnn": CNNTable,
-    "cosine": CosineTable,
-    "plateau": PlateauTable,
-    "augmentation": AugmentationTable,
+_SECTIONS: dict[int | str, type[Section]] = {
+    "mlp": MLPSection,
+    "cnn": CNNSection,
+    "resnet": ResNetSection,
+    "rnn": RNNSection,
+    "transformer": TransformerSection,
+    "cosine": CosineSection,
+    "plateau": PlateauSection,
+    "augmentation": AugmentationSection,
+    "digits": DigitsSection,
+    "diabetes": DiabetesSection,
+    "uci": UCISection,
+    "co2": CO2Section,
+    "table": TableSection,
+    "selection": SelectionSection,
 }
+_UNIONS = ("network", "schedule", "data")
 
 
 def _validated(tables: dict[str, Any]) -> Recipe:
@@ -118,12 +105,13 @@ def _validated(tables: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(tables)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+    place = first["loc"]
     # A discriminated union puts its choice into the path; the file has no such key.
-    path = [str(key) for key in first["loc"] if key not in ("mlp", "cnn", "cosine", "plateau")]
+    path = [str(key) for index, key in enumerate(place) if not (index == 1 and place[0] in _UNIONS)]
     given, accepted = str(first["input"]), first["msg"]
     if first["type"] == "extra_forbidden":
-        table = _TABLES[first["loc"][-2]] if len(first["loc"]) > 1 else Recipe
-        given, accepted = "an unknown key", ", ".join(table.model_fields)
+        section = _SECTIONS[place[-2]] if len(place) > 1 else Recipe
+        given, accepted = "an unknown key", ", ".join(section.model_fields)
     elif first["type"] == "missing":
         given = "nothing"
     raise InvalidArgument(".".join(["recipe", *path]), given, accepted)
