@@ -260,7 +260,7 @@ def train(
             noise_variance=best.noise_variance,
         )
         if calibration:
-            version.calibrate(data.calibration.inputs, data.calibration.targets)
+            version.calibrate(data.calibration.inputs, data.calibration.targets, overlap=data.overlap)
         scores = score_paths(version, data.test)
     except (DubitoError, OSError) as error:
         raise Refused(error) from error

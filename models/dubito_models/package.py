@@ -75,12 +75,16 @@ class ModelVersion:
         noise = self.manifest.noise_variance
         return interpret(self.manifest.head, output, None if noise is None else np.asarray(noise))
 
-    def calibrate(self, inputs: ArrayLike | Mapping[str, ArrayLike], targets: ArrayLike) -> Calibration:
+    def calibrate(
+        self, inputs: ArrayLike | Mapping[str, ArrayLike], targets: ArrayLike, *, overlap: int = 1
+    ) -> Calibration:
         """Fit a calibration through the serving engine, with the version's own seed, design and draws.
 
         A classification gets a temperature, from class numbers (N,); a regression a factor on its noise variance, from
         numbers (N,) or (N, K). It is kept only where the cross-validated likelihood improves; else the calibration is
-        the identity. Saved beside the version and used from now on.
+        the identity. `overlap`: so many consecutive rows of a regression share targets, as the windows of a series do;
+        they count as one, and where fewer than 10 remain nothing is fitted. Saved beside the version, and used from
+        now on.
         """
         tensors = self.read_inputs(inputs)
         values = np.asarray(targets)
@@ -88,7 +92,7 @@ class ModelVersion:
         if self.manifest.task is Task.CLASSIFICATION:
             method, fitted = "temperature", self._fit_temperature(tensors, values)
         else:
-            method, fitted = "noise_scale", self._fit_noise_scale(tensors, values)
+            method, fitted = "noise_scale", self._fit_noise_scale(tensors, values, overlap)
         plan = self.engine.plan(SamplingSpec())
         calibration = Calibration(
             method=method if fitted.helps else "identity",
@@ -114,7 +118,7 @@ class ModelVersion:
         assert found is not None
         return fit_temperature(found.numpy(), labels.astype(np.int64))
 
-    def _fit_noise_scale(self, inputs: Mapping[str, Tensor], targets: NDArray[Any]) -> Fit:
+    def _fit_noise_scale(self, inputs: Mapping[str, Tensor], targets: NDArray[Any], overlap: int) -> Fit:
         found = self.engine.draws(inputs)
         assert found.mean is not None
         if found.variance is None:
@@ -123,7 +127,8 @@ class ModelVersion:
         if not np.issubdtype(targets.dtype, np.number):
             raise InvalidArgument("targets", f"dtype {targets.dtype}", "numbers")
         columns = targets[:, None] if targets.ndim == 1 else targets
-        return fit_noise_scale(found.mean.numpy(), found.variance.numpy(), columns.astype(np.float64))
+        means, variances = found.mean.numpy(), found.variance.numpy()
+        return fit_noise_scale(means, variances, columns.astype(np.float64), overlap=overlap)
 
     def save_calibration(self, calibration: Calibration) -> None:
         """Store a calibration beside the version and switch to it."""

@@ -129,7 +129,7 @@ def split_table(table: Table, seed: int = 0) -> Splits:
     )
     names = None if table.task is Task.CLASSIFICATION else (table.target_name,)
     return Splits(
-        train, validation, calibration, test, table.task, table.class_names, names, table.columns, table.notes
+        train, validation, calibration, test, table.task, table.class_names, names, table.columns, notes=table.notes
     )
 
 

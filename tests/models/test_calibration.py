@@ -123,6 +123,19 @@ def test_a_noise_scale_that_only_fits_noise_is_not_kept() -> None:
     assert sum(kept) < 30
 
 
+def test_windows_that_overlap_count_as_one() -> None:
+    """Twenty-four windows in each of which one error is seen: five such tell nothing, five hundred do."""
+    generator = np.random.default_rng(0)
+    for stretches, helps in ((5, False), (500, True)):
+        errors = np.repeat(2 * generator.normal(size=(stretches, 1)), 24, 0)  # deviation 2 where 1 is claimed
+        means, variances = np.zeros((1, len(errors), 1)), np.ones((1, len(errors), 1))
+        fit = fit_noise_scale(means, variances, errors, overlap=24)
+        assert fit.helps == helps
+        assert (fit.value == 1.0) != helps
+        assert fit_noise_scale(means, variances, errors).value != 1.0
+    assert fit.value == pytest.approx(4, rel=0.3)  # deviation sqrt(2 / 500) = 6 %
+
+
 def test_noise_is_refused_where_there_is_none_to_find() -> None:
     means, targets = noisy(0.5, rows=20)
     with pytest.raises(InvalidArgument, match="targets: got no error at all"):

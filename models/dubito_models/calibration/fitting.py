@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from dubito_models.errors import InvalidArgument
 
 LOWEST, HIGHEST = 0.02, 50.0
 FOLDS = 5
+LEAST = 2 * FOLDS  # rows
 
 # The mean negative log-likelihood, in nats, of some rows at a value.
 RowsLoss = Callable[[NDArray[np.int64], float], float]
@@ -32,23 +34,30 @@ class Fit:
         return self.nll_after < self.nll_before
 
 
-def fit_value(loss: RowsLoss, rows: int, targets: int = 1, seed: int = 0) -> Fit:
+def fit_value(loss: RowsLoss, rows: int, *, targets: int = 1, overlap: int = 1, seed: int = 0) -> Fit:
     """Fit a value in 0.02..50 to `rows` rows of `targets` numbers each, and cross-validate it in 5 folds.
 
-    `seed` shuffles the folds. Raises `InvalidArgument` for fewer than 10 rows.
+    `overlap`: so many consecutive rows share targets, as the windows of a series do. They count as one, folds are then
+    stretches of rows, and where fewer than 10 remain the value is 1. Else `seed` shuffles the folds.
+    Raises `InvalidArgument` for fewer than 10 rows.
     """
-    if rows < 2 * FOLDS:
-        raise InvalidArgument("labels", f"{rows} rows", f"at least {2 * FOLDS} rows to calibrate on")
+    if rows < LEAST:
+        raise InvalidArgument("labels", f"{rows} rows", f"at least {LEAST} rows to calibrate on")
     every = np.arange(rows)
+    before = loss(every, 1.0)
+    if rows // overlap < LEAST:
+        return Fit(1.0, before, before)
+    observations = targets if overlap == 1 else 1 / overlap  # that one row is worth
+    order = np.random.default_rng(seed).permutation(rows) if overlap == 1 else every
     after = 0.0
-    for fold in np.array_split(np.random.default_rng(seed).permutation(rows), FOLDS):
+    for fold in np.array_split(order, FOLDS):
         others = np.setdiff1d(every, fold)
-        after += len(fold) * loss(fold, most_probable(lambda value: loss(others, value), len(others) * targets))  # noqa: B023
-    value = most_probable(lambda value: loss(every, value), rows * targets)
-    return Fit(value, loss(every, 1.0), after / rows)
+        value = most_probable(functools.partial(loss, others), len(others) * observations)
+        after += len(fold) * loss(fold, value)
+    return Fit(most_probable(functools.partial(loss, every), rows * observations), before, after / rows)
 
 
-def most_probable(loss: Callable[[float], float], count: int) -> float:
+def most_probable(loss: Callable[[float], float], count: float) -> float:
     """Return the maximum a posteriori under log value ~ N(0, 1), given the mean loss over `count` observations.
 
     Searched on a grid of log value, then by Brent: over draws a likelihood need not be unimodal.

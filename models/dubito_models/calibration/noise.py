@@ -37,17 +37,17 @@ def fit_noise_variance(means: Array, targets: Array) -> tuple[float, ...]:
     return tuple(found)
 
 
-def fit_noise_scale(means: Array, variances: Array, targets: Array, seed: int = 0) -> Fit:
+def fit_noise_scale(means: Array, variances: Array, targets: Array, *, overlap: int = 1, seed: int = 0) -> Fit:
     """Fit one factor on the noise variance of all draws and targets, and cross-validate it in 5 folds.
 
-    `means` and `variances` (S, N, K), of every draw; `targets` (N, K). `seed` shuffles the folds.
+    `means` and `variances` (S, N, K), of every draw; `targets` (N, K). `overlap` and `seed`: see `fit_value`.
     """
     _check(means, targets)
 
     def loss(rows: NDArray[np.int64], scale: float) -> float:
         return mixture_negative_log_likelihood(means[:, rows], scale * variances[:, rows], targets[rows])
 
-    return fit_value(loss, targets.shape[0], targets.shape[1], seed)
+    return fit_value(loss, targets.shape[0], targets=targets.shape[1], overlap=overlap, seed=seed)
 
 
 def _check(means: Array, targets: Array) -> None:

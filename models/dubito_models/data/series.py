@@ -40,4 +40,4 @@ def split_series(series: NDArray[np.float32], window: int, horizon: int) -> Spli
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
     )
     names = tuple(f"step {step}" for step in range(1, horizon + 1))
-    return Splits(train, validation, calibration, test, task=Task.REGRESSION, target_names=names)
+    return Splits(train, validation, calibration, test, task=Task.REGRESSION, target_names=names, overlap=horizon)

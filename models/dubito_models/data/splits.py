@@ -44,6 +44,7 @@ class Splits:
     class_names: tuple[str, ...] | None = None  # of a classification
     target_names: tuple[str, ...] | None = None  # of a regression
     columns: tuple[Column, ...] | None = None  # of a table
+    overlap: int = 1  # so many consecutive rows share targets, as the windows of a series do
     notes: tuple[str, ...] = ()  # what was decided while reading, and might be wanted otherwise
 
 
