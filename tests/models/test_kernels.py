@@ -1,0 +1,80 @@
+"""Recurrent layers over many draws at once: the same as one draw after another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dubito_models.layers import VariationalGRU, VariationalLSTM
+from networks import program_for, random_masks
+
+KINDS = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    "tanh": (nn.RNN, {}),
+    "relu": (nn.RNN, {"nonlinearity": "relu"}),
+}
+
+
+class Tagger(nn.Module):
+    """Dropout on what a recurrent layer reads; its outputs and its last states are read, too."""
+
+    def __init__(self, rnn: nn.RNNBase, *, given: bool) -> None:
+        super().__init__()
+        self.rnn, self.given = rnn, given
+        self.head = nn.Linear(rnn.hidden_size * (2 if rnn.bidirectional else 1) + rnn.hidden_size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(x, 0.4, self.training)
+        x = x if self.rnn.batch_first else x.transpose(0, 1)
+        first = None
+        if self.given:
+            zeros = x.new_ones(self.rnn.num_layers * (2 if self.rnn.bidirectional else 1), x.shape[1], 5)
+            first = (zeros, zeros * 0.5) if isinstance(self.rnn, nn.LSTM) else zeros
+        out, last = self.rnn(x, first)
+        out = (out if self.rnn.batch_first else out.transpose(0, 1)).mean(1)
+        state = last[1] if isinstance(self.rnn, nn.LSTM) else last
+        return self.head(torch.cat([out, state[-1]], -1))
+
+
+def assert_together_as_alone(module: nn.Module, rows: Tensor) -> None:
+    program = program_for(module, rows)
+    with torch.inference_mode():
+        boundary = program.prefix({"x": rows})
+        masks = random_masks(program, boundary.symbols, draws=6)
+        together = program.many(boundary, masks)
+        alone = torch.stack([program.suffix(boundary, [mask[draw] for mask in masks]) for draw in range(6)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert alone.std(0).min() > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("options", [
+    {"batch_first": True}, {"batch_first": False, "bidirectional": True}, {"batch_first": True, "num_layers": 2},
+])  # fmt: skip
+def test_draws_that_share_the_weights_ride_the_rows(name: str, options: dict[str, bool | int]) -> None:
+    torch.manual_seed(0)
+    kind, more = KINDS[name]
+    given = not options["batch_first"]
+    assert_together_as_alone(Tagger(kind(4, 5, **more, **options), given=given), torch.randn(3, 7, 4))
+
+
+@pytest.mark.parametrize("kind", [VariationalLSTM, VariationalGRU])
+def test_locked_masks_ride_the_rows_and_masked_weights_are_looped(
+    kind: type[VariationalLSTM] | type[VariationalGRU],
+) -> None:
+    """A version whose draws have weights of their own says so at its audit, and is served draw by draw."""
+    torch.manual_seed(0)
+    locked = kind(4, 5, num_layers=2, batch_first=True, bidirectional=True, input_dropout=0.2, output_dropout=0.1)
+    assert_together_as_alone(Tagger(locked, given=False), torch.randn(3, 7, 4))
+    masked = program_for(Tagger(kind(4, 5, batch_first=True, hidden_dropout=0.2), given=False), torch.randn(3, 7, 4))
+    boundary = masked.prefix({"x": torch.randn(3, 7, 4)})
+    with pytest.raises(RuntimeError):
+        masked.many(boundary, random_masks(masked, boundary.symbols, draws=2))
+
+
+def test_dropout_between_the_layers_of_a_stack() -> None:
+    torch.manual_seed(0)
+    rnn = nn.LSTM(4, 5, num_layers=3, dropout=0.5, batch_first=True)
+    assert_together_as_alone(Tagger(rnn, given=False), torch.randn(3, 7, 4))
