@@ -4,6 +4,7 @@ from dubito_client.aio import AsyncClient
 from dubito_client.answers import (
     Answer,
     Calibration,
+    Column,
     Evaluation,
     InputSignature,
     ModelInfo,
@@ -37,6 +38,7 @@ __all__ = [
     "Calibration",
     "Cancelled",
     "Client",
+    "Column",
     "DeadlineExceeded",
     "DubitoClientError",
     "Evaluation",

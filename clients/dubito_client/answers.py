@@ -152,6 +152,16 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """One column of an input that is a table: a number, or the code k of `categories[k - 1]`; 0 is any other text."""
+
+    name: str
+    kind: str  # "number" or "category"
+    categories: tuple[str, ...] = ()
+    allow_nan: bool = False  # whether a value may be missing
+
+
+@dataclass(frozen=True, slots=True)
 class InputSignature:
     """One input of a model: axis 0 is the rows; a size of None is free."""
 
@@ -160,6 +170,7 @@ class InputSignature:
     shape: tuple[int | None, ...]
     allow_nan: bool = False
     dimension_names: tuple[str, ...] = ()  # one per axis; empty where fixed
+    columns: tuple[Column, ...] = ()  # of a table, in their order
 
 
 @dataclass(frozen=True, slots=True)

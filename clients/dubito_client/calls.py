@@ -6,14 +6,16 @@ methods' own, so they speak to the caller; `session` is the client itself.
 **Stale knowledge.** To name and convert inputs a client asks GetModel once per model and remembers. The server may load
 another version meanwhile, but it checks every input's name and type against the version that answers. So an accepted
 request was right, whatever the client believed; and a refusal, the server's or the client's own, that rests on old
-knowledge leads to asking GetModel again and, if the inputs are declared otherwise now, to one more attempt.
+knowledge leads to asking GetModel again and, if the inputs are declared otherwise now, to one more attempt. The codes
+of categories alone are beyond the server's check: so the answer for a table counts only if it is of the version that
+was described, or of one whose columns are the same; else the table is encoded and asked about anew.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterable
+from typing import Any, SupportsIndex, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
@@ -34,6 +36,8 @@ from dubito_client.replies import parse, read_evaluation, read_model, read_model
 from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Pause, Session, Steps
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
+
+A = TypeVar("A", Prediction, Evaluation)
 
 _DESIGNS: dict[str | None, pb.Design] = {
     None: pb.DESIGN_UNSPECIFIED,
@@ -72,7 +76,8 @@ def predict(
     """Predict with dropout active, and say how far to trust it.
 
     `inputs`: an array of rows for a model of one input, else a mapping from names to arrays; lists do, and values are
-    converted to the declared types where those can hold them. What is left out takes the model's own default:
+    converted to the declared types where those can hold them. A model of tables takes columns by name too, with texts
+    for categories: a mapping, a list of mappings, a data frame. What is left out takes the model's own default:
     `version` the newest, `draws` (at most so many) and `seed`, `design` those it was packed with.
     `tolerance`: stop when the standard error is at most this. `coverage`: of prediction sets, `interval_level`: of
     intervals, `quantiles`: of regression; each in (0, 1). `raw_draws`: the prediction of every draw too.
@@ -101,8 +106,7 @@ def predict(
         output=output,
         id=_text("id", id),
     )
-    payload = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Predict", request, inputs)
-    prediction = read_prediction(payload)
+    prediction = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Predict", request, inputs, read_prediction)
     _forget_stale(session, model, version, prediction.version)
     return prediction
 
@@ -124,8 +128,7 @@ def evaluate(
     request = pb.EvaluateRequest(
         model=_text("model", model), version=_whole("version", version, *_INT64), id=_text("id", id)
     )
-    payload = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Evaluate", request, inputs)
-    evaluation = read_evaluation(payload)
+    evaluation = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Evaluate", request, inputs, read_evaluation)
     _forget_stale(session, model, version, evaluation.version)
     return evaluation
 
@@ -169,24 +172,33 @@ def _ask_about(
     path: str,
     request: pb.PredictRequest | pb.EvaluateRequest,
     inputs: Inputs,
-) -> Steps[bytes]:
+    read: Callable[[bytes], A],
+) -> Steps[A]:
     """Ask with the inputs named and converted as the model declares them, as it does now if it declared them before."""
     asked = pb.GetModelRequest(model=request.model)
     if request.HasField("version"):
         asked.version = request.version
-    remembered = session.known.get(_key(asked))
-    if remembered is not None:
-        try:
-            _fill(request, named_arrays(inputs, remembered.inputs), session.max_message_bytes)
-            return (yield from _ask(session, deadline, path, request))
-        except InvalidArgument:
-            info = yield from _describe(session, deadline, asked)
-            if info.inputs == remembered.inputs:
-                raise
-    else:
+    info = session.known.get(_key(asked))
+    fresh = info is None
+    if info is None:
         info = yield from _describe(session, deadline, asked)
-    _fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
-    return (yield from _ask(session, deadline, path, request))
+    while True:
+        try:
+            _fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
+            answer = read((yield from _ask(session, deadline, path, request)))
+        except InvalidArgument:
+            if fresh:
+                raise
+            now = yield from _describe(session, deadline, asked)
+            if now.inputs == info.inputs:
+                raise
+        else:
+            if answer.version == info.version or not any(declared.columns for declared in info.inputs):
+                return answer
+            now = yield from _describe(session, deadline, asked)
+            if now.inputs == info.inputs:
+                return answer
+        info, fresh = now, True
 
 
 def _describe(session: Session, deadline: Deadline, request: pb.GetModelRequest) -> Steps[ModelInfo]:

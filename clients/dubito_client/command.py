@@ -13,7 +13,7 @@ import numpy as np
 from dubito_client.answers import Design, Evaluation, ModelInfo, Prediction
 from dubito_client.client import Client
 from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
-from dubito_client.files import read_arrays
+from dubito_client.files import read_arrays, read_table
 from dubito_client.inputs import Inputs, fit_rows
 
 SHOWN_LINES = 50
@@ -136,10 +136,9 @@ def predict(
     try:
         if output is not None and output.suffix not in (".json", ".npz"):
             raise refused("output", output.name, "a file that ends in .json or .npz")
-        rows = read_arrays(source)
         with Client(server, timeout=timeout) as client:
             info = client.model(model, version=version)
-            answer = _answer(client, info, _fitted(rows, info), None if standard else _Asked(**asked))
+            answer = _answer(client, info, _rows(source, info), None if standard else _Asked(**asked))
     except DubitoClientError as error:
         raise _failure(error) from error
     if output is not None:
@@ -184,9 +183,12 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
     )
 
 
-def _fitted(rows: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]], info: ModelInfo) -> Inputs:
-    """Shape rows as the model declares them, where that is possible without guessing."""
+def _rows(source: Path, info: ModelInfo) -> Inputs:
+    """Read rows: by column names for a table, else shaped as declared, where that is possible without guessing."""
     declared = {signature.name: signature for signature in info.inputs}
+    if len(info.inputs) == 1 and info.inputs[0].columns:
+        return read_table(source)
+    rows = read_arrays(source)
     if isinstance(rows, dict):
         return {name: fit_rows(array, declared[name]) if name in declared else array for name, array in rows.items()}
     return fit_rows(rows, info.inputs[0]) if len(info.inputs) == 1 else rows

@@ -10,21 +10,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dubito_client.answers import InputSignature
+from dubito_client.columns import encode_table, is_table, some_of
 from dubito_client.errors import ProtocolError, refused
 
-Inputs: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
+# An array, arrays by name; for a model of tables a table, or one by name: see columns.py for what is one.
+Inputs: TypeAlias = ArrayLike | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def named_arrays(inputs: Inputs, signature: Sequence[InputSignature]) -> dict[str, NDArray[Any]]:
     """Name each array and convert it to its declared type; shapes are left for the server to judge.
 
-    One array serves a model of one input; a mapping has every name that the model declares, and no other.
+    One array serves a model of one input; a mapping has every name that the model declares, and no other. Where an
+    input is a table, it may come as one: its columns are found by their names, and texts become codes.
     Raises `InvalidArgument` for other names, and for values that the declared type cannot hold.
     """
     names = [declared.name for declared in signature]
     if not names:
         raise ProtocolError("the server does not say what the model's inputs are")
-    if not isinstance(inputs, Mapping):
+    if _is_the_table(inputs, signature):
+        inputs = {names[0]: inputs}
+    elif not isinstance(inputs, Mapping):
         if len(names) > 1:
             raise refused("inputs", "one array", f"a mapping with the names {_listed(names)}")
         inputs = {names[0]: inputs}
@@ -54,15 +59,29 @@ def fit_rows(array: NDArray[Any], declared: InputSignature) -> NDArray[Any]:
     return array
 
 
-def _convert(value: ArrayLike, declared: InputSignature) -> NDArray[Any]:
+def _is_the_table(inputs: Inputs, signature: Sequence[InputSignature]) -> bool:
+    """Whether these are the columns of the model's one input, and not that input by its name."""
+    [first, *others] = signature
+    if others or not first.columns or not is_table(inputs):
+        return False
+    by_name = isinstance(inputs, Mapping) and set(inputs) == {first.name}
+    return not by_name or first.name in [column.name for column in first.columns]
+
+
+def _convert(value: Any, declared: InputSignature) -> NDArray[Any]:
     """Convert to the declared type, rounding floats but never changing a number beyond that."""
     field = f"inputs.{declared.name}"
+    numbers = "numbers"
+    if declared.columns:
+        numbers += f", or a table with the columns {some_of(column.name for column in declared.columns)}"
+        if is_table(value):
+            value = encode_table(value, declared.columns, field)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise refused(field, f"values that make no array ({error})", "a rectangular array of numbers") from error
+        raise refused(field, f"values that make no array ({error})", f"a rectangular array of {numbers}") from error
     if array.dtype.kind not in "biuf":
-        raise refused(field, f"{array.dtype} values", "numbers")
+        raise refused(field, f"{array.dtype} values", numbers)
     if declared.dtype in (array.dtype.name, "unspecified"):
         return array
     with np.errstate(over="ignore", invalid="ignore"):

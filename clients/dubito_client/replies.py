@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dubito_client.answers import (
     Answer,
     Calibration,
+    Column,
     Evaluation,
     InputSignature,
     ModelInfo,
@@ -209,6 +210,12 @@ def _input(signature: pb.TensorSignature) -> InputSignature:
         shape=tuple(None if size < 0 else size for size in signature.shape),
         allow_nan=signature.allow_nan,
         dimension_names=tuple(signature.dimension_names),
+        columns=tuple(
+            Column(
+                column.name, _word(pb.ColumnKind.DESCRIPTOR, column.kind), tuple(column.categories), column.allow_nan
+            )
+            for column in signature.columns
+        ),
     )
 
 

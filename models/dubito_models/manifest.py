@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from dubito_models.errors import InvalidArgument
@@ -25,8 +25,20 @@ class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class ColumnEntry(_Stored):
+    """One column of an input that is a table, as `columns.Column` has it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    kind: Literal["number", "category"]
+    categories: tuple[str, ...] = ()
+    allow_nan: bool = False
+
+
 class InputSignature(_Stored):
-    """One input: axis 0 is the rows; other free axes are None in `shape` and named in `free`."""
+    """One input: axis 0 is the rows; other free axes are None in `shape` and named in `free`.
+
+    A table has `columns`, one for each number of a row; each says for itself whether it may hold NaN.
+    """
 
     name: str
     dtype: DtypeName
@@ -34,9 +46,16 @@ class InputSignature(_Stored):
     free: dict[int, str] = {}
     bounds: dict[int, tuple[int, int | None]] = {}  # smallest and largest size of free axes, where the network has any
     allow_nan: bool = False
+    columns: tuple[ColumnEntry, ...] | None = None
     example_shape: tuple[int, ...]
     low: float  # of the example, so that an audit can make inputs of the same range
     high: float
+
+    @model_validator(mode="after")
+    def _has_its_columns(self) -> InputSignature:
+        if self.columns is not None and (len(self.shape) != 2 or self.shape[1] != len(self.columns)):
+            raise ValueError(f"{len(self.columns)} columns for the shape {self.shape}")
+        return self
 
 
 class SiteEntry(_Stored):
@@ -119,8 +138,27 @@ def _read_input(entry: InputSignature, array: NDArray[Any], free: dict[str, tupl
         if size < least or (most is not None and size > most):
             accepted = f"{least} to {most}" if most is not None else f"at least {least}"
             raise InvalidArgument(f"{field}.shape", f"{label} = {size}", accepted)
-    if not entry.allow_nan and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    if entry.columns is not None:
+        _check_columns(entry.columns, array, field)
+    elif not entry.allow_nan and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InvalidArgument(field, f"{array[where]} at {where}", "finite numbers")
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def _check_columns(columns: Sequence[ColumnEntry], rows: NDArray[Any], field: str) -> None:
+    """Refuse rows (B, C) that hold infinity, NaN where a column has none, or what is no code of a category.
+
+    A whole number above a column's categories is accepted, and means what code 0 does.
+    """
+    missing = np.isnan(rows)
+    category = np.array([column.kind == "category" for column in columns])
+    with np.errstate(invalid="ignore"):  # of infinities
+        no_code = category & ~missing & ((rows < 0) | (np.trunc(rows) != rows))
+    bad = np.isinf(rows) | (missing & ~np.array([column.allow_nan for column in columns])) | no_code
+    if bad.any():
+        row, at = (int(index) for index in np.argwhere(bad)[0])
+        accepted = "finite numbers" if columns[at].kind == "number" else "a category's code, a whole number >= 0"
+        accepted += "; NaN for a missing value" if columns[at].allow_nan else "; no value may be missing here"
+        raise InvalidArgument(f"{field}.columns[{columns[at].name!r}]", f"{rows[row, at]} in row {row}", accepted)

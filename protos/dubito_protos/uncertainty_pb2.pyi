@@ -76,6 +76,12 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
+
+class ColumnKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COLUMN_KIND_UNSPECIFIED: _ClassVar[ColumnKind]
+    COLUMN_KIND_NUMBER: _ClassVar[ColumnKind]
+    COLUMN_KIND_CATEGORY: _ClassVar[ColumnKind]
 DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_BOOL: DataType
 DATA_TYPE_UINT8: DataType
@@ -119,6 +125,9 @@ CALIBRATION_VALIDITY_EXACT: CalibrationValidity
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
+COLUMN_KIND_UNSPECIFIED: ColumnKind
+COLUMN_KIND_NUMBER: ColumnKind
+COLUMN_KIND_CATEGORY: ColumnKind
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")
@@ -386,19 +395,33 @@ class ListModelsResponse(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
     def __init__(self, models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
 
+class Column(_message.Message):
+    __slots__ = ("name", "kind", "categories", "allow_nan")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_NAN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: ColumnKind
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    allow_nan: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ColumnKind, str]] = ..., categories: _Optional[_Iterable[str]] = ..., allow_nan: bool = ...) -> None: ...
+
 class TensorSignature(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "allow_nan", "dimension_names")
+    __slots__ = ("name", "dtype", "shape", "allow_nan", "dimension_names", "columns")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NAN_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_NAMES_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     allow_nan: bool
     dimension_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., allow_nan: bool = ..., dimension_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., allow_nan: bool = ..., dimension_names: _Optional[_Iterable[str]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
 
 class SiteInfo(_message.Message):
     __slots__ = ("name", "kind", "rate", "shape", "balanced")

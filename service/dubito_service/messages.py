@@ -44,6 +44,7 @@ _STOP_REASONS = {
     StopReason.DEADLINE: pb.STOP_REASON_DEADLINE,
     StopReason.LOAD: pb.STOP_REASON_LOAD,
 }
+_COLUMN_KINDS = {"number": pb.COLUMN_KIND_NUMBER, "category": pb.COLUMN_KIND_CATEGORY}
 _VALIDITY = {
     Validity.NONE: pb.CALIBRATION_VALIDITY_NONE,
     Validity.APPROXIMATE: pb.CALIBRATION_VALIDITY_APPROXIMATE,
@@ -392,6 +393,15 @@ def _write_signature(signature: InputSignature) -> pb.TensorSignature:
         shape=[-1 if size is None else size for size in signature.shape],
         allow_nan=signature.allow_nan,
         dimension_names=["rows", *(signature.free.get(axis, "") for axis in range(1, len(signature.shape)))],
+        columns=[
+            pb.Column(
+                name=column.name,
+                kind=_COLUMN_KINDS[column.kind],
+                categories=column.categories,
+                allow_nan=column.allow_nan,
+            )
+            for column in signature.columns or ()
+        ],
     )
 
 
@@ -401,7 +411,7 @@ def _write_calibration(calibration: Calibration | None) -> pb.CalibrationInfo | 
     return pb.CalibrationInfo(
         id=calibration.id,
         method=calibration.method,
-        parameters={"temperature": calibration.temperature},
+        parameters=calibration.parameters,
         draws=calibration.draws,
         seed=calibration.seed,
         design=_DESIGN_CODES[calibration.design],

@@ -78,6 +78,38 @@ def test_several_inputs_arrive_by_their_names(fake: Fake, tmp_path: Path) -> Non
     assert given == {"tokens": np.int64, "mask": np.bool_}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json", "npy"])
+def test_a_table_arrives_by_its_column_names(fake: Fake, tmp_path: Path, kind: str) -> None:
+    columns = [
+        pb.Column(name="area", kind=pb.COLUMN_KIND_NUMBER, allow_nan=True),
+        pb.Column(name="city", kind=pb.COLUMN_KIND_CATEGORY, categories=["Bern", "Rome"]),
+    ]
+    signature = pb.TensorSignature(name="x", dtype=pb.DATA_TYPE_FLOAT32, shape=[-1, 2], columns=columns)
+    fake.model = describe(inputs=[signature])
+    path = tmp_path / f"rows.{kind}"
+    table = {"price": [1.0, 2.0, 3.0], "city": ["Rome", "Oslo", "Bern"], "area": [80.5, None, 60.0]}
+    match kind:
+        case "csv":
+            path.write_text("price,city,area\n1,Rome,80.5\n2,Oslo,\n3, Bern ,60\n")
+        case "parquet":
+            parquet.write_table(arrow.table(table), path)
+        case "json":
+            path.write_text(json.dumps(table))
+        case "npy":
+            np.save(path, [[80.5, 2], [np.nan, 0], [60, 1]])
+    result = run(fake, path)
+    assert result.exit_code == 0, result.output
+    [tensor] = fake.predictions[0].inputs
+    np.testing.assert_array_equal(tensors.decode(tensor), np.float32([[80.5, 2], [np.nan, 0], [60, 1]]))
+
+
+def test_a_table_without_a_column_ends_with_one_line_and_code_2(fake: Fake, tmp_path: Path) -> None:
+    column = pb.Column(name="area", kind=pb.COLUMN_KIND_NUMBER)
+    fake.model = describe(inputs=[pb.TensorSignature(name="x", shape=[-1, 1], columns=[column])])
+    (tmp_path / "rows.csv").write_text("price,Area\n1,2\n")
+    one_line(run(fake, tmp_path / "rows.csv"), 2, "inputs.x.area: got the columns price, Area, of which none")
+
+
 def test_options_reach_the_request_and_the_described_version_is_the_one_asked(fake: Fake, rows: Path) -> None:
     options = [
         "--draws",

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from dubito_client.errors import InvalidArgument
-from dubito_client.files import read_arrays
+from dubito_client.files import read_arrays, read_table
 
 ROWS = [[1.5, 2.0], [3.0, -4.0]]
 
@@ -126,3 +126,49 @@ def test_parquet_of_texts_or_of_mixed_columns_is_refused(tmp_path: Path) -> None
         read_arrays(columns(tmp_path, x=["a", "b"]))
     with pytest.raises(InvalidArgument, match="all numbers or all lists"):
         read_arrays(columns(tmp_path, x=[1, 2], y=ROWS))
+
+
+# --- Tables ---
+
+
+@pytest.mark.parametrize(
+    "text", ["x, y\n1.5,a\n,\n", "\ufeffx;y\r\n1.5;a\r\n\r\n;\r\n", "x\ty\n1.5\ta\n\t\n", ",x,y\n7,1.5,a\n8,,\n"]
+)
+def test_a_csv_table_is_texts_by_the_names_of_its_first_line(tmp_path: Path, text: str) -> None:
+    table = read_table(write(tmp_path, "rows.csv", text))
+    assert isinstance(table, dict)
+    assert {name: list(table[name]) for name in ("x", "y")} == {"x": ["1.5", ""], "y": ["a", ""]}
+
+
+def test_a_parquet_table_is_columns_by_name(tmp_path: Path) -> None:
+    table = read_table(columns(tmp_path, x=[1.5, None], y=["a", "b"], lists=ROWS))
+    assert isinstance(table, dict)
+    assert {name: table[name].to_pylist() for name in ("x", "y")} == {"x": [1.5, None], "y": ["a", "b"]}
+
+
+def test_a_json_table_is_rows_or_columns_by_name_and_else_numbers(tmp_path: Path) -> None:
+    for document in ([{"x": 1, "y": "a"}, {"x": None}], {"x": [1, None], "y": ["a", None]}):
+        assert read_table(write(tmp_path, "rows.json", json.dumps(document))) == document
+    np.testing.assert_array_equal(read_table(write(tmp_path, "rows.json", "[[1, null]]")), [[1, np.nan]])
+
+
+def test_numbers_of_other_files_are_read_for_a_table_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.array(ROWS))
+    np.testing.assert_array_equal(read_table(tmp_path / "rows.npy"), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("rows.txt", "1", r"\.npy, \.npz, \.csv, \.parquet, \.json"),
+        ("rows.csv", "", "without a row"),
+        ("rows.csv", "x,y\n", "without a row"),
+        ("rows.csv", "x,y\n1,2\n3\n", "1 values in line 3"),
+        ("rows.csv", "x, x\n1,2\n", "two columns 'x'"),
+        ("rows.json", "{", "accepted: JSON"),
+        ("rows.parquet", "no table", "Parquet"),
+    ],
+)
+def test_a_file_that_holds_no_table_says_what_is_wrong(tmp_path: Path, name: str, text: str, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        read_table(write(tmp_path, name, text))

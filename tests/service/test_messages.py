@@ -12,6 +12,7 @@ import pytest
 
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import InvalidArgument, NotImplementedYet
+from dubito_models.manifest import ColumnEntry
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
 from dubito_models.thinning import Design
@@ -341,6 +342,59 @@ def test_a_model_is_described_whole(registry: Registry) -> None:
     assert not reply.HasField("calibration")
     failed = write_model(registry.entry("mlp", 2), LIMITS)
     assert failed.status.state == pb.MODEL_STATE_FAILED
+
+
+@pytest.fixture
+def table(packed: Packed) -> Registry:
+    """A model whose second input is a table; its network is not looked at."""
+    version = packed("two-inputs")
+    columns = (
+        ColumnEntry(name="area", kind="number", allow_nan=True),
+        ColumnEntry(name="city", kind="category", categories=("Bern", "Rome"), allow_nan=True),
+        ColumnEntry(name="rooms", kind="number"),
+    )
+    tokens, features = version.manifest.inputs
+    inputs = (tokens, features.model_copy(update={"columns": columns, "allow_nan": True}))
+    manifest = version.manifest.model_copy(update={"inputs": inputs})
+    return Registry([Entry("price", 1, ModelVersion(version.folder, manifest, version.engine, version.standard))])
+
+
+def test_a_tables_columns_are_described(table: Registry) -> None:
+    tokens, features = write_model(table.entry("price", None), LIMITS).inputs
+    assert not tokens.columns
+    assert features.allow_nan
+    assert list(features.columns) == [
+        pb.Column(name="area", kind=pb.COLUMN_KIND_NUMBER, allow_nan=True),
+        pb.Column(name="city", kind=pb.COLUMN_KIND_CATEGORY, categories=["Bern", "Rome"], allow_nan=True),
+        pb.Column(name="rooms", kind=pb.COLUMN_KIND_NUMBER),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "part"),
+    [
+        ([math.nan, 1, math.nan], "rooms", "no value may be missing"),
+        ([math.inf, 1, 1], "area", "finite"),
+        ([1, 0.5, 1], "city", "code"),
+        ([1, -1, 1], "city", "code"),
+    ],
+)
+def test_a_value_that_its_column_cannot_have_is_refused_by_the_columns_name(
+    row: list[float], column: str, part: str, table: Registry
+) -> None:
+    request = good("price", rows=1)
+    request.inputs[1].CopyFrom(tensors.encode(np.array([row], np.float32), "features"))
+    with pytest.raises(InvalidArgument) as caught:
+        read_prediction(request, table, LIMITS)
+    assert caught.value.field == f"inputs['features'].columns[{column!r}]"
+    assert part in caught.value.accepted
+
+
+def test_missing_values_and_unknown_codes_are_accepted_where_the_columns_say_so(table: Registry) -> None:
+    request = good("price", rows=2)
+    rows = np.array([[math.nan, math.nan, 1], [1, 99, 1]], np.float32)
+    request.inputs[1].CopyFrom(tensors.encode(rows, "features"))
+    np.testing.assert_array_equal(read_prediction(request, table, LIMITS).inputs["features"], rows)
 
 
 def test_a_calibrated_answer_says_by_what_and_how_far_it_holds(packed: Packed, tmp_path: Path) -> None:
