@@ -125,9 +125,10 @@ def test_a_version_without_noise_cannot_be_calibrated(chosen: Candidate, data: S
 def test_a_head_must_fit_the_data() -> None:
     with pytest.raises(InvalidArgument, match=r"recipe\.head: got logits; accepted: for regression: mean, mean_and"):
         choose_head(recipe(head="logits"), load_splits(recipe()).task)
+    cnn = {"kind": "cnn", "widths": (4,), "channel_dropout": (0.1,), "head_dropout": 0.1}
+    images, data = recipe(network=cnn), load_splits(recipe())
     with pytest.raises(InvalidArgument, match=r"recipe\.network\.kind: got 'cnn' for rows of shape \(10,\)"):
-        cnn = {"kind": "cnn", "widths": (4,), "channel_dropout": (0.1,), "head_dropout": 0.1}
-        build_network(recipe(network=cnn), load_splits(recipe()))
+        build_network(images, data)
 
 
 def test_data_that_need_a_path_say_so() -> None:

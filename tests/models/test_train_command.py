@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +311,32 @@ def test_rates_are_tried_and_shown(run: Callable[..., Result], table: Path) -> N
     version = Repository(table.parent / "repository").load("table")
     assert {f"{site.rate:g}" for site in version.manifest.sites} == {line.split()[1]}
     assert (".1" in line) == ("usually best within 0.2 and 0.5" in result.stdout)
+
+
+def test_a_forecast_is_shown_step_by_step(run: Callable[..., Result], tmp_path: Path) -> None:
+    """CO2 with a network too small to be good: 24 steps, each with its interval, and nothing fitted to few windows."""
+    text = resources.files("dubito_models.recipes").joinpath("co2.toml").read_text("utf-8")
+    (tmp_path / "co2.toml").write_text(text.replace("width = 64", "width = 4"))
+    result = run("--epochs", "2", recipe="co2.toml")
+    assert result.exit_code == 0, result.output
+    steps = [line for line in result.stdout.splitlines() if "step " in line]
+    assert len(steps) == 24
+    assert "calibration: none" in result.stdout
+    version = Repository(tmp_path / "repository").load("co2")
+    assert version.manifest.outputs == 24
+    assert [site.kind for site in version.manifest.sites] == ["weight", "channel"]
+
+
+def test_a_uci_folder_is_trained_on(run: Callable[..., Result], tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(120, 3))
+    np.savetxt(tmp_path / "data.txt", np.column_stack([inputs, inputs.sum(1)]))
+    rows = random.permutation(120)
+    files = {"features": [0, 1, 2], "target": [3], "train_1": rows[:100], "test_1": rows[100:]}
+    for name, numbers in files.items():
+        np.savetxt(tmp_path / f"index_{name}.txt", numbers)
+    (tmp_path / "table.toml").write_text(TABLE.replace('kind = "table"', 'kind = "uci"'))
+    assert "index_train_0.txt" in refused(run("--data", str(tmp_path), recipe="table.toml"))
+    result = run("--data", str(tmp_path), "--split", "1", recipe="table.toml")
+    assert result.exit_code == 0, result.output
+    assert "on 20 test rows" in result.stdout
