@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dubito_models.export import as_served, export_network, read_example
+from dubito_models.original import pick
+from dubito_models.program import StochasticProgram
+
 
 class Convolutional(nn.Module):
     """Spatial dropout as a module, element dropout as a function, batch norm before both."""
@@ -313,6 +317,8 @@ def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> It
     def spread(mask: Tensor, value: Tensor) -> Tensor:
         if mask.dim() == value.dim():  # heads folded into the rows, row by row
             return mask.repeat(value.shape[0] // mask.shape[0], *(1,) * (mask.dim() - 1))
+        if mask.dim() == 1 and value.dim() == 3:  # features that are dropped for all time steps alike
+            return mask
         return mask.unsqueeze(1 if sequence_first and value.dim() == 3 else 0)
 
     def take() -> Tensor:
@@ -320,7 +326,10 @@ def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> It
         return queue.pop(0)
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        return input * spread(take(), input) if training and p > 0 else input
+        if not training or p == 0:
+            return input
+        mask = spread(take(), input)
+        return input.mul_(mask) if inplace else input * mask
 
     def channels(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
@@ -333,15 +342,21 @@ def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> It
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         if dropout_p == 0.0:
-            return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+            return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if enable_gqa:
+            key, value = (heads.repeat_interleave(query.shape[-3] // key.shape[-3], -3) for heads in (key, value))
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         scores = (query * factor) @ key.transpose(-2, -1)
         if is_causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(later, float("-inf"))
-        if attn_mask is not None:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, float("-inf"))
+        elif attn_mask is not None:
             scores = scores + attn_mask
         weights = torch.softmax(scores, -1)
+        blind = (scores == float("-inf")).all(-1, keepdim=True)  # a query that may look at nothing
+        weights = torch.where(blind, 0.0, weights)
         return (weights * spread(take(), weights)) @ value
 
     def alpha(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -354,9 +369,9 @@ def forced_masks(masks: Sequence[Tensor], *, sequence_first: bool = False) -> It
         return input * (mask * a) + ((mask - 1) * (limit * a) + limit * a * p)
 
     def bernoulli_(decision: Tensor, p: float) -> Tensor:
-        return decision.copy_(take().unsqueeze(0))
+        return decision.copy_(spread(take(), decision))
 
-    def rand(shape: tuple[int, ...]) -> Tensor:
+    def rand(shape: tuple[int, ...], **_: object) -> Tensor:
         """Lands keep + rand above 1 where the mask keeps, below where it drops, for any rate that is used here."""
         return (take() * 0.95).unsqueeze(0).expand(shape).clone()
 
@@ -385,3 +400,75 @@ def thinned(name: str, network: nn.Module, inputs: Mapping[str, Tensor], masks: 
     assert len(used) == len(masks), "every mask was used"
     output = CASES[name].options.get("output")
     return answer if output is None else answer[output]
+
+
+def program_for(
+    module: nn.Module,
+    inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    *,
+    output: Any = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> StochasticProgram:
+    """Cut a module into prefix and suffix without packing it."""
+    example = read_example(module, inputs, dynamic)
+    exported = export_network(module, example, output)
+    free = {name: example.free.get(name, {}) for name in example.inputs}
+    return StochasticProgram(exported.stochastic, free, exported.output)
+
+
+def under_masks(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Sequence[Tensor],
+    *,
+    output: Any = None,
+    sequence_first: bool = False,
+) -> Tensor:
+    """Return what any module says in training mode under forced masks; norm layers keep their statistics."""
+    modes = [(part, part.training) for part in module.modules()]
+    for part, _ in modes:
+        part.training = not hasattr(part, "running_mean")
+    with torch.no_grad(), forced_masks(masks, sequence_first=sequence_first) as used:
+        answer = module(**inputs)
+    for part, mode in modes:
+        part.training = mode
+    assert len(used) == len(masks), "every mask was used"
+    return pick(answer, output)
+
+
+def random_masks(program: StochasticProgram, symbols: Mapping[str, int], draws: int, seed: int = 0) -> list[Tensor]:
+    """Return masks (S, ...) of independent units, of torch's own generator, for every site."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.rand((draws, *shape), generator=generator) >= site.rate) * torch.tensor(site.kept)
+        for site, shape in zip(program.sites, program.mask_shapes(symbols), strict=True)
+    ]
+
+
+def assert_draws_are_the_original(
+    program: StochasticProgram,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    output: Any = None,
+    sequence_first: bool = False,
+    draws: int = 3,
+) -> None:
+    """Hold draws, one by one and at once, to the module under the same masks; all bypassed to its evaluation mode."""
+    with torch.inference_mode():
+        boundary = program.prefix(inputs)
+        masks = random_masks(program, boundary.symbols, draws)
+        together = program.many(boundary, masks)
+        calm = program.suffix(boundary, program.bypass(boundary.symbols))
+    for draw in range(draws):
+        chosen = [mask[draw] for mask in masks]
+        with torch.inference_mode():
+            alone = program.suffix(boundary, chosen)
+        theirs = under_masks(module, inputs, chosen, output=output, sequence_first=sequence_first)
+        torch.testing.assert_close(alone, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together[draw], theirs, rtol=1e-5, atol=1e-6)
+    was = module.training
+    with as_served():
+        expected = pick(module.eval()(**inputs), output)
+    module.train(was)
+    torch.testing.assert_close(calm, expected, rtol=1e-5, atol=1e-6)

@@ -30,7 +30,10 @@ _MEMBERS = re.compile(
     r"|data/weights/(?:weight_\d+|[\w-]+_weights_config\.json)"
     r"|data/constants/(?:tensor_\d+|[\w-]+_constants_config\.json)"
 )
-_TARGETS = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._sym_\w+")
+_TARGETS = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+|torch\.ops\.dubito\.recurrent\.default"
+    r"|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._sym_\w+"
+)
 _FORBIDDEN_TARGETS = re.compile(
     r"torch\.ops\.aten\.(?:from_file|save|load|_import\w*)\b|_operator\.(?:\w*call\w*|attrgetter)"
 )
@@ -133,7 +136,7 @@ def _check_target(target: str, name: str) -> None:
     if not target.startswith(("torch", "_operator", "math", "#", "builtins")):
         return  # the name of a weight
     if not _TARGETS.fullmatch(target) or _FORBIDDEN_TARGETS.match(target):
-        raise CorruptVersion(f"program.pt2: {name} calls {target!r}; accepted: ATen operators and arithmetic")
+        raise CorruptVersion(f"program.pt2: {name} calls {target!r}; accepted: ATen operators, our own, and arithmetic")
 
 
 def _check_expression(text: str, name: str) -> None:

@@ -6,13 +6,15 @@ except those that would change their statistics (batch norm and its kind, spectr
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import inspect
+import io
 import itertools
 import re
 import threading
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +23,13 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
-from torch.utils import _pytree as pytree
+from torch.nn.utils.rnn import PackedSequence
 
-from dubito_models.errors import InvalidArgument, UnsupportedNetwork
-from dubito_models.rewriting import find_written, share_memory
+from dubito_models.errors import DubitoError, InvalidArgument, UnsupportedNetwork
+from dubito_models.kernels import OurKernels
+from dubito_models.original import Output, duplicate, pick, set_mode
+from dubito_models.replacing import replace_layers
+from dubito_models.rewriting import find_written, inline_blocks, share_memory
 
 ROWS = "rows"
 EXPORTING = threading.RLock()  # torch.export and torch.onnx keep state that threads share
@@ -45,11 +50,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A network as graphs: `stochastic` with dropout nodes, `standard` without; `output` picks the prediction."""
+    """A network as graphs that return its prediction: `stochastic` with dropout nodes, `standard` without."""
 
     stochastic: ExportedProgram
     standard: ExportedProgram
-    output: int
+    output: int = 0  # the flat index of the prediction
 
 
 def read_example(
@@ -62,6 +67,7 @@ def read_example(
     `dynamic` names free axes besides the rows, for example `{"tokens": {1: "length"}}`.
     Raises `InvalidArgument` for what is not a batch of tensors with one common number of rows.
     """
+    signature = inspect.signature(module.forward)
     positional: tuple[Any, ...] = ()
     named: Mapping[str, Any] = {}
     if isinstance(example_inputs, Tensor):
@@ -71,13 +77,21 @@ def read_example(
     else:
         positional = tuple(example_inputs)
     try:
-        bound = inspect.signature(module.forward).bind(*positional, **named)
+        bound = signature.bind(*positional, **named)
     except TypeError as error:
-        raise InvalidArgument("example_inputs", str(error), "the parameters of the module's forward") from None
-    inputs: dict[str, Tensor] = {}
+        accepted = f"the parameters of the module's forward{signature}"
+        raise InvalidArgument("example_inputs", str(error), accepted) from None
+    given: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            raise InvalidArgument(f"example_inputs[{name!r}]", _describe(value), "a tensor whose axis 0 is the rows")
+        parameter = signature.parameters[name]
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise InvalidArgument("module", f"forward{signature}", "a forward whose inputs have names")
+        given |= value if parameter.kind is parameter.VAR_KEYWORD else {name: value}
+    inputs: dict[str, Tensor] = {}
+    for name, value in given.items():
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not dense or value.dim() == 0:
+            raise InvalidArgument(f"example_inputs[{name!r}]", _describe(value), "a dense tensor, axis 0 the rows")
         inputs[name] = value.detach().cpu()
     rows = {name: value.shape[0] for name, value in inputs.items()}
     if not rows or min(rows.values()) == 0 or len(set(rows.values())) > 1:
@@ -88,7 +102,9 @@ def read_example(
 
 
 def _describe(value: object) -> str:
-    return f"a tensor of rank {value.dim()}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"a tensor of rank {value.dim()}, {value.layout}, on {value.device}"
 
 
 def _check_free(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
@@ -110,60 +126,107 @@ def _check_free(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int,
     return free
 
 
-def export_network(module: nn.Module, example: Example, output: str | int | None = None) -> Exported:
+def export_network(module: nn.Module, example: Example, output: Output = None) -> Exported:
     """Export the network twice, with dropout active and off, with free rows and free named axes.
 
-    `output` picks the prediction where the network returns a mapping (a key) or a sequence (an index).
+    `output` picks the prediction where the network returns several tensors (`original.pick`); only that is exported.
     Raises `UnsupportedNetwork` with the reason where the network cannot be exported.
     """
-    network = copy.deepcopy(module).cpu()
+    network = replace_layers(duplicate(module))
+    _name_inputs(network, example.inputs)
+    network.register_forward_hook(lambda _network, _inputs, answer: pick(answer, output))
     for part in network.modules():
         part.training = not _keeps_statistics(part)
-    with EXPORTING:
-        stochastic = _export(network, example, "with dropout active")
-        network.eval()
-        standard = _export(network, example, "with dropout off")
+    with as_served():
+        stochastic, shapes = _export(network, example, _free_shapes(example), "with dropout active")
+        set_mode(network, training=False)
+        standard, _ = _export(network, example, shapes, "with dropout off")
     _refuse_changes(stochastic, "with dropout active")
     _refuse_changes(standard, "with dropout off")
-    return Exported(stochastic, standard, _pick_output(stochastic, output))
+    return Exported(stochastic, standard)
+
+
+def _name_inputs(network: nn.Module, names: Iterable[str]) -> None:
+    """Let a forward that takes any keywords say which ones it is given: torch names free axes by them."""
+    forward: Any = network.forward
+    parameters = inspect.signature(forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+
+        def named(**inputs: Tensor) -> Any:
+            return forward(**inputs)
+
+        keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        named.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        network.forward = named
+
+
+@contextlib.contextmanager
+def as_served() -> Iterator[None]:
+    """Run networks as a server does: without gradients, so that `torch.no_grad` inside forward is nothing special.
+
+    Torch's fused encoder layers are off: they have no ONNX form, and round and pad otherwise than training does. That
+    switch is the process's, so one thread at a time comes in.
+    """
+    with EXPORTING, torch.no_grad():
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _keeps_statistics(part: nn.Module) -> bool:
     tracks = getattr(part, "track_running_stats", False) and hasattr(part, "running_mean")
-    return bool(tracks) or type(part).__name__ in {"_SpectralNorm", "SpectralNorm"}
+    updates = any(type(hook).__name__ == "SpectralNorm" for hook in part._forward_pre_hooks.values())
+    return bool(tracks) or updates or type(part).__name__ == "_SpectralNorm"
 
 
-def _export(network: nn.Module, example: Example, mode: str) -> ExportedProgram:
-    dims: dict[str, Dim] = {}
+Shapes = dict[str, dict[int, Any]]  # by input and axis, the free sizes as torch names and bounds them
 
-    def dim(label: str) -> Dim:
-        return dims.setdefault(label, Dim(label))
 
-    shapes = {
-        name: {0: dim(ROWS), **{axis: dim(label) for axis, label in example.free.get(name, {}).items()}}
-        for name in example.inputs
-    }
+def _free_shapes(example: Example) -> Shapes:
+    dims: dict[str, Any] = {}
+    shapes: Shapes = {}
+    for name in example.inputs:
+        labels = {0: ROWS, **example.free.get(name, {})}
+        shapes[name] = {axis: dims.setdefault(label, Dim(label)) for axis, label in labels.items()}
+    return shapes
 
-    def export(these: Any) -> ExportedProgram:
-        return torch.export.export(network, (), dict(example.inputs), dynamic_shapes=these, strict=False)
 
+def _export(network: nn.Module, example: Example, shapes: Shapes, mode: str) -> tuple[ExportedProgram, Shapes]:
+    """Export; also the shapes within which that went."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # torch prints half-made graphs
             warnings.simplefilter("ignore")
-            try:
-                return export(shapes)
-            except (
-                UserError
-            ) as error:  # torch says within which bounds a free axis works; where it stays free, so be it
-                refined = _refine(str(error), shapes)
-                if refined is None:
-                    raise
-                return export(refined)
+            exported, within = _export_within(network, example, shapes)
+            inline_blocks(exported)
+            return exported, within
+    except DubitoError:
+        raise
     except Exception as error:  # torch.export raises many kinds; all mean "not this network"
         raise UnsupportedNetwork(f"torch.export cannot export the network {mode}: {_reason(error)}") from error
 
 
-def _refine(message: str, shapes: dict[str, dict[int, Dim]]) -> dict[str, dict[int, Any]] | None:
+def _export_within(network: nn.Module, example: Example, shapes: Shapes) -> tuple[ExportedProgram, Shapes]:
+    """Export; where torch says within which bounds a free axis works, and it stays free, within those."""
+
+    def export(within: Any) -> ExportedProgram:
+        with OurKernels():
+            return torch.export.export(network, (), dict(example.inputs), dynamic_shapes=within, strict=False)
+
+    for _ in range(3):
+        try:
+            return export(shapes), shapes
+        except UserError as error:
+            refined = _refine(str(error), shapes) or _start_at_example(str(error), shapes, example)
+            if refined is None:
+                raise
+            shapes = refined
+    return export(shapes), shapes
+
+
+def _refine(message: str, shapes: Shapes) -> Shapes | None:
     """Take over the bounds that torch suggests for free axes; None where it suggests to fix one, or nothing."""
     head, found, tail = message.partition("Suggested fixes:")
     fixes = list(itertools.takewhile(lambda line: " = " in line, tail.strip().splitlines()))
@@ -172,6 +235,23 @@ def _refine(message: str, shapes: dict[str, dict[int, Dim]]) -> dict[str, dict[i
     suggested = head + found + "\n" + "\n".join(fixes)
     refined: Any = refine_dynamic_shapes_from_suggested_fixes(suggested, shapes)
     return None if any(isinstance(size, int) for axes in refined.values() for size in axes.values()) else refined
+
+
+def _start_at_example(message: str, shapes: Shapes, example: Example) -> Shapes | None:
+    """Let a free axis begin at the example's size where single smaller sizes do not work (a shift by one, say)."""
+    labels = set(re.findall(r"Not all values of (\w+) =", message)) - {ROWS}
+    started: dict[str, Any] = {}
+    for name, axes in shapes.items():
+        for axis, size in axes.items():
+            least = example.inputs[name].shape[axis]
+            if getattr(size, "__name__", None) in labels and size.min < least:
+                started[size.__name__] = Dim(size.__name__, min=least, max=size.max)
+    if not started:
+        return None
+    return {
+        name: {axis: started.get(getattr(size, "__name__", ""), size) for axis, size in axes.items()}
+        for name, axes in shapes.items()
+    }
 
 
 def free_bounds(program: ExportedProgram, example: Example) -> dict[str, dict[int, tuple[int, int | None]]]:
@@ -204,30 +284,28 @@ def _refuse_changes(program: ExportedProgram, mode: str) -> None:
 def _reason(error: Exception) -> str:
     """Say in one or two lines why export failed, with the place in the user's own code where there is one."""
     text = str(error)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    if re.search(r"data.dependent|GuardOnDataDependent|u\d+", text):
-        first = f"control flow that depends on data ({first})"
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    fixed = re.search(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if fixed:
+        first = (
+            f"the network fixes the free axis {fixed[1]!r} at {fixed[2]} (a reshape to a constant, a loop over the "
+            "axis, an int() of its size); write it for any size"
+        )
+    elif "Constraints violated" in first and len(lines) > 1:
+        first = f"{lines[1]}; leave that axis out of `dynamic`, or change the network"
+    elif re.search(r"data.dependent|GuardOnDataDependent|\bu\d+\b", text):
+        first = f"control flow that depends on data ({first}); write it with torch.where, or decide it before packing"
+    elif any(isinstance(value, PackedSequence) for frame, _ in frames for value in frame.f_locals.values()):
+        first = (
+            "packed sequences have no graph; run the recurrent layers on the padded series and select each row's "
+            "last step by its length"
+        )
     places = re.findall(r'File "([^"]+)", line (\d+)', text)
-    own = [(name, line) for name, line in places if "/torch/" not in name]
+    places += [(frame.f_code.co_filename, line) for frame, line in frames] if not places else []
+    own = [(name, line) for name, line in places if not _FOREIGN.search(name)]
     return first + (f" at {own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else "")
 
 
-def _pick_output(program: ExportedProgram, output: str | int | None) -> int:
-    """Find the flat index of the output that is the prediction."""
-    spec = program.call_spec.out_spec
-    if spec is None:
-        raise UnsupportedNetwork("the network returns nothing")
-    index = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    if isinstance(index, int) and output is None:
-        return index
-    if isinstance(index, int):
-        raise InvalidArgument("output", repr(output), "nothing: the network returns one tensor")
-    keys = list(index.keys()) if isinstance(index, Mapping) else list(range(len(index)))
-    if output is None and len(keys) == 1:
-        output = keys[0]
-    if output not in keys:
-        raise InvalidArgument("output", repr(output), f"one of {keys}: it names the prediction")
-    picked = index[output]
-    if not isinstance(picked, int):
-        raise InvalidArgument("output", repr(output), "an output that is one tensor")
-    return picked
+_FOREIGN = re.compile(r"/torch/|/dubito_models/|^<|/contextlib\.py$")

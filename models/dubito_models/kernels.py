@@ -1,24 +1,26 @@
-"""The recurrent kernels with a batching rule over draws, which torch's own have not.
+"""The recurrent kernels as one operator of ours, in the place of torch's LSTM, GRU and RNN.
 
-Where draws share the weights and only what a layer reads differs, they ride the row axis of one call. Where each draw
-has weights of its own torch's kernel stays, and with it the loop over draws: a stack of small products by hand was
-slower than one fused call after another.
+Torch's own fix the number of time steps when they are exported, hide the dropout between stacked layers, and have no
+batching rule. Ours is one layer; it leaves time free, dropout between layers is a node like any other, and draws that
+share its weights ride the row axis of one call. Where each draw has weights of its own there is no such rule: a stack
+of small products by hand was slower than one fused call after another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-aten = torch.ops.aten
-_KERNELS: dict[str, Any] = {
-    "lstm": aten.lstm.input,
-    "gru": aten.gru.input,
-    "rnn_tanh": aten.rnn_tanh.input,
-    "rnn_relu": aten.rnn_relu.input,
+_FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "lstm": torch.lstm,
+    "gru": torch.gru,
+    "rnn_tanh": torch.rnn_tanh,
+    "rnn_relu": torch.rnn_relu,
 }
 
 
@@ -29,14 +31,30 @@ def recurrent(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     has_biases: bool,
-    layers: int,
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Tensor]:
-    """Return outputs (B, T, H) or (T, B, H) and last states (layers * directions, B, H) of the kernel of that kind."""
-    first = list(states) if kind == "lstm" else states[0]
-    found = _KERNELS[kind](x, first, list(weights), has_biases, layers, 0.0, False, bidirectional, batch_first)
-    return list(found)
+    """Return outputs (B, T, D H), or (T, B, D H) unless `batch_first`, and last states (D, B, H): D directions.
+
+    `states` are the first ones, (D, B, H) each: h, and c of an LSTM. `weights` are torch's, of one layer.
+    """
+    first: Any = list(states) if kind == "lstm" else states[0]
+    found = _FUNCTIONS[kind](x, first, list(weights), has_biases, 1, 0.0, False, bidirectional, batch_first)
+    return [value.clone() if value._base is not None else value for value in found]
+
+
+@recurrent.register_fake
+def _shapes(
+    kind: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Tensor]:
+    width = states[0].shape[-1] * (2 if bidirectional else 1)
+    return [x.new_empty((*x.shape[:-1], width)), *(torch.empty_like(state) for state in states)]
 
 
 @recurrent.register_vmap
@@ -49,16 +67,17 @@ def _over_draws(
     weights: Sequence[Tensor],
     *settings: Any,
 ) -> tuple[list[Tensor], list[int]]:
-    _, x_dim, state_dims, *_ = in_dims
-    draws: int = info.batch_size
+    _, x_dim, state_dims, weight_dims, *_ = in_dims
+    if any(dim is not None for dim in weight_dims):
+        raise RuntimeError("draws with recurrent weights of their own are run one after another")
     *_, batch_first = settings
     rows = [0 if batch_first else 1, *[1] * len(states)]
     folded = [
-        _fold(value, dim, draws, axis)
+        _fold(value, dim, info.batch_size, axis)
         for value, dim, axis in zip([x, *states], [x_dim, *state_dims], rows, strict=True)
     ]
     found = recurrent(kind, folded[0], folded[1:], list(weights), *settings)
-    return [value.unflatten(axis, (draws, -1)) for value, axis in zip(found, rows, strict=True)], rows
+    return [value.unflatten(axis, (info.batch_size, -1)) for value, axis in zip(found, rows, strict=True)], rows
 
 
 def _fold(value: Tensor, dim: int | None, draws: int, rows: int) -> Tensor:
@@ -69,19 +88,48 @@ def _fold(value: Tensor, dim: int | None, draws: int, rows: int) -> Tensor:
     return apart.flatten(rows, rows + 1)
 
 
-def let_draws_batch(graph: fx.Graph, masks: Sequence[fx.Node]) -> None:
-    """Put the kernel with a batching rule in the place of torch's wherever no mask reaches the weights."""
-    kinds = {kernel: kind for kind, kernel in _KERNELS.items()}
-    drawn = set(masks)
-    for node in graph.nodes:
-        if any(parent in drawn for parent in node.all_input_nodes):
-            drawn.add(node)
-        if node.op != "call_function" or node.target not in kinds:
-            continue
-        kind, arguments = kinds[node.target], node.args
-        x, states, weights, has_biases, layers, _, _, bidirectional, batch_first = arguments
-        if not drawn.isdisjoint(weights):
-            continue
-        first = states if kind == "lstm" else [states]
-        node.target = torch.ops.dubito.recurrent.default
-        node.args = (kind, x, first, weights, has_biases, layers, bidirectional, batch_first)
+# --- On the way into a graph ---
+
+
+class OurKernels(TorchFunctionMode):
+    """While it lasts, torch's LSTM, GRU and RNN of padded sequences are layers of ours with dropout between them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kind = _KINDS.get(func)
+        # A packed sequence has its weights one place later.
+        if kind is None or kwargs or isinstance(args[2], Tensor) or (kind == "lstm" and isinstance(args[1], Tensor)):
+            return func(*args, **(kwargs or {}))
+        return _run_stack(kind, *args)
+
+
+_KINDS = {function: kind for kind, function in _FUNCTIONS.items()}
+
+
+def _run_stack(
+    kind: str,
+    x: Tensor,
+    states: Any,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    rate: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Run layer after layer; one mask covers a layer's whole output, as in torch's own stacks."""
+    directions = 2 if bidirectional else 1
+    first = list(states) if kind == "lstm" else [states]
+    per_layer = len(weights) // layers
+    last: list[list[Tensor]] = []
+    for layer in range(layers):
+        if layer:
+            x = F.dropout(x, rate, train)
+        own = [state.narrow(0, layer * directions, directions) for state in first]
+        chosen = list(weights[layer * per_layer : (layer + 1) * per_layer])
+        x, *ends = recurrent(kind, x, own, chosen, has_biases, bidirectional, batch_first)
+        last.append(ends)
+    joined = (each[0] if layers == 1 else torch.cat(each) for each in zip(*last, strict=True))
+    return x, *joined

@@ -28,6 +28,11 @@ class Objective:
     likelihood: bool = False
 
     @property
+    def targets(self) -> int:
+        """The number of targets that the loss is a mean over; a penalty per row is to be shared out over them."""
+        return 1 if self.scale is None else len(self.scale)
+
+    @property
     def metric(self) -> str:
         """The name of what validation is watched by, beside the loss."""
         return "accuracy" if self.head is Head.LOGITS else "RMSE"

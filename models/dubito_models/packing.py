@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +19,14 @@ from torch import Tensor, nn
 
 from dubito_models.archive import write_program
 from dubito_models.audit import audit, difference
+from dubito_models.columns import Column
 from dubito_models.engine import MAX_SEED, choose_default_draws
-from dubito_models.errors import AuditFailed, InvalidArgument
-from dubito_models.export import Example, export_network, free_bounds, read_example
+from dubito_models.errors import AuditFailed, CorruptVersion, InvalidArgument, UnsupportedNetwork
+from dubito_models.export import Example, as_served, export_network, free_bounds, read_example
 from dubito_models.files import write_atomically
 from dubito_models.heads import Head, Task, count_outputs
-from dubito_models.manifest import DTYPES, NAME, DtypeName, InputSignature, Manifest
+from dubito_models.manifest import DTYPES, NAME, ColumnEntry, DtypeName, InputSignature, Manifest
+from dubito_models.original import Output, ask, check_module, duplicate, unwrap
 from dubito_models.package import (
     MANIFEST,
     PROGRAM,
@@ -34,6 +38,8 @@ from dubito_models.package import (
     version_numbers,
 )
 from dubito_models.program import StochasticProgram
+from dubito_models.rewriting import write_out_attention
+from dubito_models.sites import switch_off
 from dubito_models.standard import StandardPath, export_onnx
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
 
@@ -46,10 +52,11 @@ def pack(
     name: str,
     task: str,
     head: str,
-    output: str | int | None = None,
+    output: Output = None,
     class_names: Sequence[str] | None = None,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     allow_nan: Sequence[str] = (),
+    columns: Mapping[str, Sequence[Column]] | None = None,
     noise_variance: Sequence[float] | None = None,
     draws: int | None = None,
     seed: int = 0,
@@ -59,8 +66,10 @@ def pack(
 
     The module is not touched. `example_inputs`: a tensor, tensors in the order of `forward`, or by name; axis 0 is
     the rows. `task`: classification or regression. `head`: what the output means (`Head`). `output` picks the
-    prediction where the network returns several. `dynamic` names further free axes, `{"tokens": {1: "length"}}`.
-    `allow_nan`: inputs that may hold NaN and infinity. `noise_variance` (K): a regression's constant noise.
+    prediction where the network returns several tensors: a key, a number, a field; or several that are joined, as
+    `(0, 1)` for a mean and a log variance. `dynamic` names further free axes, `{"tokens": {1: "length"}}`.
+    `allow_nan`: inputs that may hold NaN and infinity. `columns`: of inputs that are tables (B, C), what each of the C
+    numbers is; they say themselves where NaN may stand. `noise_variance` (K): a regression's constant noise.
     `draws`, `seed`: the version's defaults.
 
     Raises `UnsupportedNetwork` (no dropout, randomness that is not dropout, a law that fails) or `InvalidArgument`;
@@ -75,19 +84,29 @@ def pack(
         raise InvalidArgument("seed", seed, f"0..{MAX_SEED}")
     if version is not None and version < 1:
         raise InvalidArgument("version", version, "a positive integer")
+    module = unwrap(module)
+    check_module(module)
     example = read_example(module, example_inputs, dynamic)
+    _check_dtypes(example)
+    with as_served():
+        own = ask(duplicate(module), example.inputs, output)
+    outputs = _count_outputs(meaning, own, example)
+    _check_outputs(meaning, own.numpy(), outputs, class_names, noise_variance)
+    tables = columns or {}
+    _check_tables(tables, example, allow_nan)
     exported = export_network(module, example, output)
-    onnx = export_onnx(exported.standard)
     program = StochasticProgram(exported.stochastic, _free_axes(example), exported.output)
+    always_on = switch_off(exported.standard.graph)
+    with as_served():
+        onnx = export_onnx(write_out_attention(exported.standard))
+        calm = exported.standard.module()(**example.inputs) if always_on else own
     shapes = program.mask_shapes(_symbols(example))
     balanced = choose_balanced(program.sites, shapes)
     group_size = choose_group_size([site.rate for site in program.sites])
     masks = Masks(program, group_size=group_size, balanced=balanced)
-    standard = StandardPath(onnx, program.inputs, exported.output)
+    standard = _open_standard(onnx, program.inputs, example, calm)
     found = audit(program, standard.run, masks, [example.inputs])
-    raw = _check_against_module(module, example, output, standard)
-    outputs = count_outputs(meaning, tuple(raw.shape))
-    _check_outputs(meaning, raw, outputs, class_names, noise_variance)
+    _check_missing(tables, example, standard)
     bounds = free_bounds(exported.stochastic, example)
     archive = write_program(exported.stochastic)
     manifest = Manifest(
@@ -97,7 +116,10 @@ def pack(
         head=meaning,
         outputs=outputs,
         class_names=None if class_names is None else tuple(class_names),
-        inputs=tuple(_sign(n, v, example, bounds.get(n, {}), n in allow_nan) for n, v in example.inputs.items()),
+        inputs=tuple(
+            _sign(name, value, example, bounds.get(name, {}), name in allow_nan, tables.get(name))
+            for name, value in example.inputs.items()
+        ),
         output_index=exported.output,
         sites=tuple(enter_site(site, even) for site, even in zip(program.sites, balanced, strict=True)),
         design=Design.BALANCED,
@@ -106,7 +128,7 @@ def pack(
         default_seed=seed,
         noise_variance=None if noise_variance is None else tuple(float(v) for v in noise_variance),
         parity=found.parity,
-        warnings=_warn(meaning, noise_variance, balanced, program),
+        warnings=_warn(meaning, noise_variance, balanced, program, always_on),
         checksums={PROGRAM: digest(archive), STANDARD: digest(onnx)},
         made_with={"torch": torch.__version__, "dubito": metadata.version("dubito")},
     )
@@ -114,10 +136,19 @@ def pack(
 
 
 def _warn(
-    head: Head, noise: Sequence[float] | None, balanced: Sequence[bool], program: StochasticProgram
+    head: Head,
+    noise: Sequence[float] | None,
+    balanced: Sequence[bool],
+    program: StochasticProgram,
+    always_on: Sequence[str],
 ) -> tuple[str, ...]:
     """Say what whoever reads the answers should know of the version."""
     warnings = list(program.remarks())
+    if always_on:
+        warnings.append(
+            f"dropout that the module keeps on in evaluation mode too ({', '.join(always_on)}): the standard path is "
+            "the network with it off"
+        )
     if head is Head.MEAN and noise is None:
         warnings.append(
             "the network does not know the noise of its targets: variances and intervals cover the doubt about its "
@@ -149,30 +180,41 @@ def _symbols(example: Example) -> dict[str, int]:
     return sizes
 
 
-def _check_against_module(
-    module: nn.Module, example: Example, output: str | int | None, standard: StandardPath
-) -> NDArray[Any]:
-    """Compare the ONNX network with the caller's own module in evaluation mode, whose modes are put back."""
-    modes = [(part, part.training) for part in module.modules()]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+def _open_standard(onnx: bytes, inputs: Sequence[str], example: Example, expected: Tensor) -> StandardPath:
+    """Open the ONNX network and hold it to what the caller's own module says of the example inputs."""
     try:
-        module.eval()
-        with torch.no_grad():
-            answer = module(**{name: value.to(device) for name, value in example.inputs.items()})
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    if output is not None:
-        answer = answer[output]
-    elif isinstance(answer, (tuple, list)):
-        [answer] = answer
-    elif isinstance(answer, Mapping):
-        [answer] = answer.values()
-    raw = standard.run({name: value.numpy() for name, value in example.inputs.items()})
-    gap = difference(torch.as_tensor(raw), answer.cpu())
+        standard = StandardPath(onnx, inputs, 0)
+        raw = standard.run({name: value.numpy() for name, value in example.inputs.items()})
+    except Exception as error:  # onnxruntime raises kinds of its own
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedNetwork(f"onnxruntime cannot run the network on the example inputs: {first}") from error
+    gap = difference(torch.as_tensor(raw), expected)
     if gap > 1e-5:
-        raise AuditFailed(f"the ONNX network is off the module by {gap:.2g} of its scale (accepted 1e-5)")
-    return raw
+        raise AuditFailed(
+            f"the ONNX network is off the module in evaluation mode by {gap:.2g} of its scale (accepted 1e-5): "
+            "something in it is random then, changes from call to call, or is another operation in ONNX"
+        )
+    return standard
+
+
+def _check_dtypes(example: Example) -> None:
+    for name, value in example.inputs.items():
+        if _dtype(value) not in DTYPES:
+            raise InvalidArgument(f"example_inputs[{name!r}]", _dtype(value), ", ".join(DTYPES))
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _count_outputs(head: Head, prediction: Tensor, example: Example) -> int:
+    """Return K, once the prediction is known to be numbers for each row."""
+    if not prediction.is_floating_point():
+        raise InvalidArgument("prediction", _dtype(prediction), f"floating point: {head.value}, not a decision")
+    if prediction.dim() == 0 or prediction.shape[0] != example.rows:
+        given = f"shape {tuple(prediction.shape)} for {example.rows} rows"
+        raise InvalidArgument("prediction", given, "a prediction for each row: axis 0 is the rows")
+    return count_outputs(head, tuple(prediction.shape))
 
 
 def _check_outputs(
@@ -191,21 +233,52 @@ def _check_outputs(
         raise InvalidArgument("example_inputs", "a prediction that is not finite", "inputs the network can handle")
 
 
+def _check_tables(tables: Mapping[str, Sequence[Column]], example: Example, allow_nan: Sequence[str]) -> None:
+    for name, columns in tables.items():
+        field = f"columns[{name!r}]"
+        if name not in example.inputs:
+            raise InvalidArgument("columns", repr(name), f"the names of inputs: {', '.join(example.inputs)}")
+        if name in allow_nan:
+            raise InvalidArgument("allow_nan", repr(name), "inputs without columns: a table's say it themselves")
+        value = example.inputs[name]
+        if value.dim() != 2 or not value.is_floating_point() or example.free.get(name):
+            given = f"columns of an input of shape {tuple(value.shape)}, {value.dtype}"
+            raise InvalidArgument(field, given, "an input of floats (rows, columns), of which only the rows are free")
+        if len(columns) != value.shape[1]:
+            raise InvalidArgument(field, f"{len(columns)} columns", f"{value.shape[1]}, as the example has")
+        twice = [column for column, times in Counter(column.name for column in columns).items() if times > 1]
+        if twice:
+            raise InvalidArgument(field, f"two columns {twice[0]!r}", "columns whose names differ")
+
+
+def _check_missing(tables: Mapping[str, Sequence[Column]], example: Example, standard: StandardPath) -> None:
+    """Hold a table to its word: with every value gone that may be missing, there still is a prediction."""
+    inputs = {name: value.numpy().copy() for name, value in example.inputs.items()}
+    for name, columns in tables.items():
+        inputs[name][:, [column.allow_nan for column in columns]] = np.nan
+    if tables and np.isnan(standard.run(inputs)).any():
+        given = "columns with allow_nan, and a prediction of NaN where they are missing"
+        raise InvalidArgument("columns", given, "allow_nan where the network itself replaces NaN")
+
+
 def _sign(
-    name: str, value: Tensor, example: Example, bounds: dict[int, tuple[int, int | None]], allow_nan: bool
+    name: str,
+    value: Tensor,
+    example: Example,
+    bounds: dict[int, tuple[int, int | None]],
+    allow_nan: bool,
+    columns: Sequence[Column] | None,
 ) -> InputSignature:
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise InvalidArgument(f"example_inputs[{name!r}]", dtype, ", ".join(DTYPES))
     free = dict(example.free.get(name, {}))
     finite = value[torch.isfinite(value)].double() if value.is_floating_point() else value.double()
     return InputSignature(
         name=name,
-        dtype=cast(DtypeName, dtype),
+        dtype=cast(DtypeName, _dtype(value)),
         shape=tuple(None if axis == 0 or axis in free else size for axis, size in enumerate(value.shape)),
         free=free,
         bounds=bounds,
-        allow_nan=allow_nan,
+        allow_nan=allow_nan or any(column.allow_nan for column in columns or ()),
+        columns=None if columns is None else tuple(ColumnEntry(**asdict(column)) for column in columns),
         example_shape=tuple(value.shape),
         low=float(finite.min()) if finite.numel() else 0.0,
         high=float(finite.max()) if finite.numel() else 1.0,
@@ -221,7 +294,10 @@ def _commit(repository: Path, manifest: Manifest, files: Mapping[str, bytes], *,
         staging.chmod(0o755)
         for name, data in files.items():
             write_atomically(staging / name, data)
-        ready = open_version(staging, manifest)
+        try:
+            ready = open_version(staging, manifest)
+        except CorruptVersion as error:
+            raise UnsupportedNetwork(f"the packed network cannot be loaded again: {error}") from error
         while True:
             number = manifest.version if fixed else max([0, *version_numbers(parent)]) + 1
             final = manifest.model_copy(update={"version": number})

@@ -19,9 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
-from dubito_models.kernels import let_draws_batch
 from dubito_models.leading import lead_with_draws
-from dubito_models.recurrent import split_stacks
 from dubito_models.rewriting import (
     alpha_masked,
     find_source,
@@ -71,22 +69,14 @@ class StochasticProgram:
         """
         module = _lift(exported)
         functionalise(module.graph)
-        split_stacks(module.graph)
         _keep_output(module.graph, output)
         _prune(module.graph)
         self._symbols = name_symbols(module.graph, inputs)
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
-        self._let_draws_batch()
         self._led = self._lead()
         self.device = torch.device("cpu")
-
-    def _let_draws_batch(self) -> None:
-        module = self._suffix.module
-        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        let_draws_batch(module.graph, placeholders[len(placeholders) - len(self.sites) :])
-        module.recompile()
 
     def _lead(self) -> fx.GraphModule | None:
         return None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
+from torch._ops import HigherOrderOperator
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
 
 from dubito_models.errors import UnsupportedNetwork
 
@@ -74,11 +80,25 @@ def masked_attention(
     `query` (..., L, E), `key` (..., S, E), `value` (..., S, V): as torch's operator defines them; `attn_mask` is
     added, or where boolean keeps what is True. The mask is the weights' shape without the rows.
     """
-    length, source = query.shape[-2], key.shape[-2]
+    weights, value = _attend(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return multiply_by_mask(weights, mask, row_axis, 0) @ value
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return attention's weights (..., L, S), and the values that they weigh, for every head of the query."""
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key = key.repeat_interleave(repeats, -3)
         value = value.repeat_interleave(repeats, -3)
+    length, source = query.shape[-2], key.shape[-2]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query * factor) @ key.transpose(-2, -1)
     if is_causal:
@@ -89,13 +109,91 @@ def masked_attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     weights = torch.softmax(scores, -1)
-    return multiply_by_mask(weights, mask, row_axis, 0) @ value
+    if attn_mask is not None:  # as torch has it, a query that sees nothing gives 0
+        weights = weights.masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+    return weights, value
+
+
+def write_out_attention(exported: ExportedProgram) -> ExportedProgram:
+    """Write attention without an axis of heads, or with more than one, in single steps: ONNX knows (B, H, L, E) alone.
+
+    The dropout of such a graph is off.
+    """
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        weights, value = _attend(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        return weights @ value
+
+    operator = torch.ops.aten.scaled_dot_product_attention.default
+    ranks = {node.args[0].meta["val"].dim() for node in exported.graph.nodes if node.target is operator}
+    if not ranks - {4}:
+        return exported
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written: ExportedProgram = exported.run_decompositions({operator: attention})
+    return written
+
+
+_BLOCKS = {wrap_with_set_grad_enabled: 1, wrap_with_autocast: 4}  # by how many arguments stand before the body
+
+
+def inline_blocks(exported: ExportedProgram) -> None:
+    """Put the inside of a block in its place where the block changes nothing: switched gradients, autocast off.
+
+    Raises `UnsupportedNetwork` for any other part of a network that is a graph of its own.
+    """
+    _inline_blocks(exported.graph_module, exported.graph_signature)
+    exported.graph_module.delete_all_unused_submodules()
+    exported.graph_module.recompile()
+
+
+def _inline_blocks(module: fx.GraphModule, signature: ExportGraphSignature | None) -> None:
+    graph = module.graph
+    for node in list(graph.nodes):
+        if not isinstance(node.target, HigherOrderOperator):
+            continue
+        place = _BLOCKS.get(node.target)
+        is_autocast = node.target is wrap_with_autocast
+        if place is None or (is_autocast and node.args[0] == "cpu" and node.args[2]):
+            what = "torch.autocast" if is_autocast else str(node.target)
+            near = [node, *node.all_input_nodes, *node.users, *(after for user in node.users for after in user.users)]
+            places = [find_source(other) for other in near if other.meta.get("stack_trace")]
+            raise UnsupportedNetwork(
+                f"the network runs a part of itself as a graph of its own ({what}, near "
+                f"{next(iter(places), 'an unknown line')}); write it without, or move it out of forward"
+            )
+        arguments: Any = node.args
+        name, operands = arguments[place], arguments[place + 1 :]
+        body: Any = getattr(module, name.target)
+        _inline_blocks(body, None)
+        inputs = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+        with graph.inserting_before(node):
+            values: Any = graph.graph_copy(body.graph, dict(zip(inputs, operands, strict=True)))
+        for user in list(node.users):
+            value = values[user.args[1]]
+            user.replace_all_uses_with(value)
+            if signature is not None:
+                signature.replace_all_uses(user.name, value.name)
+            graph.erase_node(user)
+        graph.erase_node(node)
+        if not name.users:
+            graph.erase_node(name)
 
 
 def find_source(node: fx.Node) -> str:
     """Return `file:line` of the user's code that made a node; `an unknown line` where it is not recorded."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [place for place in places if "/torch/" not in place[0]] or places
+    own = [place for place in places if "/torch/" not in place[0] and place[0][0] != "<"] or places
     return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else "an unknown line"
 
 

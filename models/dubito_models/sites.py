@@ -131,6 +131,15 @@ def _argument(node: fx.Node, name: str) -> Any:
     raise UnsupportedNetwork(f"{node.target} takes no argument {name}")
 
 
+def _set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set an argument of an ATen call by its name in the operator's schema."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name and index < len(node.args):
+            node.update_arg(index, value)
+        elif argument.name == name:
+            node.update_kwarg(name, value)
+
+
 @dataclass(frozen=True, slots=True)
 class _Dropout:
     """What a random node is: its kind and rate, and the node that the mask takes the place of."""
@@ -138,11 +147,12 @@ class _Dropout:
     kind: SiteKind
     rate: float
     replaced: fx.Node
-    divided: bool = False  # a branch whose result the network itself divides by the keep probability
+    decides: bool = False  # the network's own 0 or 1, which it multiplies with as it likes
+    divided: bool = False  # ... and divides by the keep probability
 
     @property
     def kept(self) -> float:
-        return 1.0 if self.kind in _UNSCALED else 1.0 / (1.0 - self.rate)
+        return 1.0 if self.decides or self.kind in _UNSCALED else 1.0 / (1.0 - self.rate)
 
     @property
     def bypass(self) -> float:
@@ -157,9 +167,12 @@ _MODULES = {
     aten.alpha_dropout.default: SiteKind.ALPHA,
     aten.feature_alpha_dropout.default: SiteKind.CHANNEL_ALPHA,
 }
+_ATTENTION = aten.scaled_dot_product_attention.default
 _BERNOULLI = {aten.bernoulli_.float, aten.bernoulli.p}
 _DIVISIONS = {aten.div.Tensor, aten.div_.Tensor, aten.true_divide.Tensor}
-_UNSCALED = {SiteKind.ALPHA, SiteKind.CHANNEL_ALPHA, SiteKind.BRANCH}
+_IN_PLACE = ("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_")
+_PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
+_UNSCALED = {SiteKind.ALPHA, SiteKind.CHANNEL_ALPHA}
 _BY_CHANNEL = {SiteKind.CHANNEL, SiteKind.CHANNEL_ALPHA}
 
 
@@ -176,8 +189,15 @@ def rewrite_sites(graph: fx.Graph, symbols: SymbolNames) -> tuple[tuple[Site, ..
             continue
         kind = found.kind
         shape, axis = _mask_shape(found, symbols)
-        if axis is None and kind is SiteKind.ELEMENT:
+        if kind is SiteKind.ELEMENT and set(shape) <= {"1"}:
+            kind = SiteKind.BRANCH  # one decision for all that it is multiplied with
+        elif axis is None and kind is SiteKind.ELEMENT:
             kind = SiteKind.WEIGHT
+        if found.decides and axis is not None and len(shape) == found.replaced.meta["val"].dim():
+            raise UnsupportedNetwork(
+                f"{node.name} ({find_source(node)}): heads or windows are folded into the rows of a decision that the "
+                "network makes itself; use F.dropout there"
+            )
         name = _site_name(node, kind, names)
         sites.append(Site(name, kind, found.rate, shape, find_source(node), found.kept, found.bypass))
         old = found.replaced
@@ -202,18 +222,26 @@ def _recognise(node: fx.Node) -> _Dropout | None:
     target = node.target
     if target in _MODULES:
         kind, rate, active = _MODULES[target], _argument(node, "p"), _argument(node, "train")
-        found = (kind, rate, node, False)
-    elif target is aten.scaled_dot_product_attention.default:
-        active, found = True, (SiteKind.ATTENTION, _argument(node, "dropout_p"), node, False)
-    elif (branch := _find_branch(node)) is not None:
-        keep, replaced = branch
-        active, found = True, (SiteKind.BRANCH, 1.0 - keep, replaced, _is_divided(replaced, keep))
+        found = (kind, rate, node, False, False)
+    elif target is _ATTENTION:
+        active, found = True, (SiteKind.ATTENTION, _argument(node, "dropout_p"), node, False, False)
+    elif (decision := _find_decision(node)) is not None:
+        keep, replaced = decision
+        whole = not any(isinstance(size, int) and size > 1 for size in replaced.meta["val"].shape)
+        kind = SiteKind.BRANCH if whole else SiteKind.ELEMENT
+        active, found = True, (kind, round(1.0 - keep, 12), replaced, True, _is_divided(replaced, keep))
     else:
         if _is_switched_off(node):
             return None
+        if str(target).removeprefix("aten.").startswith(_IN_PLACE):
+            raise UnsupportedNetwork(
+                f"{target} (node {node.name}, {find_source(node)}) drops in place in a part of a tensor that is read "
+                "as a whole; leave inplace=True out there"
+            )
         raise UnknownRandomness(
             f"{target} (node {node.name}, {find_source(node)}) draws random numbers and is not a dropout that can be "
-            "served; served are element, channel, attention and alpha dropout, and dropped residual branches"
+            "served; served are element, channel, attention and alpha dropout, and dropped residual branches: use one "
+            "of these (for a mask of any shape, F.dropout(torch.ones(shape), rate, self.training)), or leave it out"
         )
     rate = found[1]
     if not isinstance(rate, (int, float)):
@@ -221,18 +249,16 @@ def _recognise(node: fx.Node) -> _Dropout | None:
     if not active or rate == 0.0:
         return None
     if not 0.0 < rate < 1.0:
-        raise UnsupportedNetwork(f"{node.name} ({find_source(node)}): dropout rate {rate}; accepted: 0 <= rate < 1")
-    return _Dropout(found[0], float(rate), found[2], found[3])
+        name = _site_name(node, found[0], {})
+        raise UnsupportedNetwork(f"{name} ({find_source(node)}): dropout rate {rate}; accepted: 0 <= rate < 1")
+    return _Dropout(found[0], float(rate), *found[2:])
 
 
-def _find_branch(node: fx.Node) -> tuple[float, fx.Node] | None:
-    """Find a dropped residual branch: its keep probability, and the node that is 1 where it is kept and 0 elsewhere.
+def _find_decision(node: fx.Node) -> tuple[float, fx.Node] | None:
+    """Find a decision that the network makes itself: its keep probability, and the node that is 1 or 0 for it.
 
-    Known are `bernoulli_(keep)` and `floor(keep + rand)`, on a tensor whose axes but the rows have size 1.
+    Known are `bernoulli_(keep)` and `floor(keep + rand)`: of dropped residual branches, locked dropout and the like.
     """
-    value = node.meta["val"]
-    if not isinstance(value, torch.Tensor) or any(isinstance(size, int) and size != 1 for size in value.shape):
-        return None
     if node.target in _BERNOULLI:
         keep = _argument(node, "p")
         return (keep, node) if isinstance(keep, float) else None
@@ -247,12 +273,28 @@ def _find_branch(node: fx.Node) -> tuple[float, fx.Node] | None:
 
 
 def _is_divided(node: fx.Node, keep: float) -> bool:
-    """Tell whether a branch's decision, or what it is multiplied with, is divided by its probability."""
+    """Tell whether a decision, what it is multiplied with, or their product is divided by its probability."""
 
     def divides(other: object) -> bool:
-        return isinstance(other, fx.Node) and other.target in _DIVISIONS and bool(other.args[1] == keep)
+        if not isinstance(other, fx.Node) or len(other.args) < 2:
+            return False
+        by = other.args[1]
+        return bool((other.target in _DIVISIONS and by == keep) or (other.target in _PRODUCTS and by == 1.0 / keep))
 
-    return any(divides(user) or any(divides(argument) for argument in user.args) for user in node.users)
+    near = [*node.users, *(argument for user in node.users for argument in user.args)]
+    return any(divides(other) for other in [*near, *(after for user in node.users for after in user.users)])
+
+
+def switch_off(graph: fx.Graph) -> tuple[str, ...]:
+    """Switch off the dropout that a network keeps on in evaluation mode; returns where in its code that stands."""
+    places: list[str] = []
+    for node in graph.nodes:
+        flag = "train" if node.target in _MODULES else "dropout_p" if node.target is _ATTENTION else None
+        if flag is None or _argument(node, "p" if flag == "train" else flag) == 0.0 or not _argument(node, flag):
+            continue
+        places.append(find_source(node))
+        _set_argument(node, flag, False if flag == "train" else 0.0)
+    return tuple(dict.fromkeys(places))
 
 
 def _is_switched_off(node: fx.Node) -> bool:
@@ -306,7 +348,7 @@ def _site_name(node: fx.Node, kind: SiteKind, names: dict[str, int]) -> str:
 
 def _replacement(graph: fx.Graph, found: _Dropout, mask: fx.Node, axis: int | None) -> fx.Node:
     node, kind = found.replaced, found.kind
-    if kind is SiteKind.BRANCH:
+    if found.decides:
         return graph.call_function(spread_over_rows, (mask, axis))
     if kind is SiteKind.ATTENTION:
         arguments = {name: _argument(node, name) for name in ("attn_mask", "is_causal", "scale", "enable_gqa")}

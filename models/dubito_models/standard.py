@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from dubito_models.errors import CorruptVersion, UnsupportedNetwork
 from dubito_models.export import EXPORTING
 from dubito_models.heads import Head, decode
+from dubito_models.translation import as_onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,15 @@ def export_onnx(standard: ExportedProgram) -> bytes:
         path = Path(folder) / "standard.onnx"
         try:
             with contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx._internal.exporter._registration"):
-                torch.onnx.export(standard, (), path, dynamo=True, external_data=False, verbose=False)
+                torch.onnx.export(
+                    standard,
+                    (),
+                    path,
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                    custom_translation_table={torch.ops.dubito.recurrent.default: as_onnx},
+                )
         except Exception as error:
             cause = error.__cause__ or error
             first = (str(cause) or type(cause).__name__).splitlines()[0]

@@ -144,7 +144,7 @@ def _train_epoch(fit: _Fit, recipe: Recipe, rows: tuple[Tensor, Tensor], random:
             chosen = augment(chosen, recipe.augmentation, random)
         loss = fit.objective.loss(fit.network(chosen), targets[batch])
         for part in penalties:
-            loss = loss + part.penalty(len(targets))
+            loss = loss + part.penalty(len(targets)) / fit.objective.targets
         fit.optimizer.zero_grad()
         torch.autograd.backward(loss)
         fit.optimizer.step()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dubito_models.kernels import OurKernels
 from dubito_models.layers import VariationalGRU, VariationalLSTM
+from dubito_models.packing import pack
+from dubito_models.predictive import Classification
 from networks import program_for, random_masks
 
 KINDS = {
@@ -78,3 +85,39 @@ def test_dropout_between_the_layers_of_a_stack() -> None:
     torch.manual_seed(0)
     rnn = nn.LSTM(4, 5, num_layers=3, dropout=0.5, batch_first=True)
     assert_together_as_alone(Tagger(rnn, given=False), torch.randn(3, 7, 4))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("options", [
+    {"batch_first": True, "bias": False},
+    {"batch_first": False, "bidirectional": True, "num_layers": 2, "dropout": 0.2},
+])  # fmt: skip
+def test_sequences_of_any_length(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Packed at 7 steps, served at 2 and 30: ONNX is torch's own layer there, and masks grow with the sequence."""
+    torch.manual_seed(0)
+    kind, more = KINDS[name]
+    module = Tagger(kind(4, 5, **more, **options), given=not options["batch_first"])
+    version = pack(
+        module, torch.randn(3, 7, 4), repository=tmp_path, name=name, task="classification", head="logits",
+        dynamic={"x": {1: "steps"}},
+    )  # fmt: skip
+    for steps in (2, 30):
+        rows = torch.randn(4, steps, 4)
+        with torch.no_grad():
+            expected = module.eval()(rows).softmax(-1)
+        np.testing.assert_allclose(version.evaluate(rows.numpy()).probabilities, expected, rtol=1e-5, atol=1e-6)
+        answer = version.predict(rows.numpy()).answer
+        assert isinstance(answer, Classification)
+        assert answer.mutual_information is not None
+        assert answer.mutual_information.max() > 1e-5
+    assert ("steps", "4") in {site.shape for site in version.manifest.sites}
+
+
+def test_packed_sequences_are_left_to_torch() -> None:
+    """And a stack that is not exported is torch's own."""
+    lengths, x = torch.tensor([3, 2]), torch.randn(2, 3, 4)
+    rnn = nn.GRU(4, 5, batch_first=True)
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    with OurKernels():
+        found, _ = rnn(packed)
+    torch.testing.assert_close(found.data, rnn(packed)[0].data)

@@ -88,7 +88,7 @@ class VariationalLSTM(nn.LSTM):
     layer's recurrent product reads; `output_dropout` what the last layer gives (the returned states stay unmasked);
     `weight_dropout` the entries of every W_hh. All are scaled by 1 / (1 - rate) and are drawn in training alone.
     In eval it is nn.LSTM, whose state it shares. A hidden mask equals a column mask on W_hh (see the module).
-    In training it exports with free rows and, as nn.LSTM, a fixed T; with `hidden_dropout` the T steps are unrolled.
+    Packed, it is the stock kernel with masks on what it reads and on its weights (`replacing`), and T may be free.
     """
 
     def __init__(

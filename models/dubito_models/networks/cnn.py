@@ -77,10 +77,10 @@ class CNN(nn.Module):
         rates = per_layer("channel_dropout", channel_dropout, len(widths))
         [head_rate] = per_layer("head_dropout", head_dropout, 1)
         none = (0.0,) * len(rates)
-        fixed, learned = (rates, none) if variant == "standard" else (none, rates)
+        fixed, learned = (rates, (0.0, *none)) if variant == "standard" else (none, (0.0, *rates))
+        sizes = (channels, *widths)
         self.blocks = nn.ModuleList(
-            Block(inputs, width_, convolutions, rate, learned_)
-            for inputs, width_, rate, learned_ in zip((channels, *widths), widths, fixed, (0.0, *learned), strict=False)
+            Block(sizes[i], sizes[i + 1], convolutions, fixed[i], learned[i]) for i in range(len(widths))
         )
         pixels = (height >> len(widths)) * (width >> len(widths))
         flat = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * pixels, head_width))

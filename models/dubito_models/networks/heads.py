@@ -13,7 +13,7 @@ class BoundedLogVariance(nn.Module):
     """Raw outputs (B, 2 K), K means and K log-variances, the latter bent smoothly into (low, high).
 
     Far from the training rows a raw log-variance may be anything, and its exponential infinite. Bent by softplus at
-    either end (Chua et al. 2018, appendix A) it is nearly itself in between, and has a gradient everywhere.
+    either end (Chua et al. 2018, appendix A) it is nearly itself in between, and can be trained back from beyond.
     The bounds are meant for targets of variance 1, where log-variance 0, at which training starts, is that variance.
     """
 

@@ -20,7 +20,8 @@ class RNN(nn.Module):
 
     `input_shape` is (T, F), or (C, H, W) for images, which are read row by row: T = H steps of F = C * W numbers.
     `width` is that of a state (of each direction). What the rates drop, `layers.VariationalLSTM` says. With
-    `pooling` "last" a bidirectional network reads each direction's own last state.
+    `pooling` "last" a bidirectional network reads each direction's own last state. T may be any, and stays free
+    when the network is packed with its axis named in `dynamic`.
     The `outputs` are raw: the logits of K classes, the means of K targets, or what else the head reads.
     """
 
