@@ -97,17 +97,15 @@ def _target_table(version: ModelVersion, data: Splits) -> Table:
 
 def _candidate_table(candidates: Sequence[Candidate]) -> Table:
     """Lay out what was tried, in order of the rates, the chosen one marked."""
+    noisy = candidates[0].noise_variance is not None
     table = Table(title="Dropout rates tried (validation rows, nats)", title_justify="left")
-    for heading in ("rate", "NLL", "noise deviation", ""):
+    for heading in ("rate", "NLL", *(["noise deviation"] if noisy else []), ""):
         table.add_column(heading, justify="right")
     for candidate in sorted(candidates, key=lambda each: each.rate or 0.0):
-        noise = candidate.noise_variance
-        table.add_row(
-            f"{candidate.rate:g}",
-            _number(candidate.validation_nll, ".4f"),
-            "-" if noise is None else " ".join(f"{math.sqrt(value):.4g}" for value in noise),
-            "chosen" if candidate is candidates[0] else "",
-        )
+        cells = [f"{candidate.rate:g}", _number(candidate.validation_nll, ".4f")]
+        if candidate.noise_variance is not None:
+            cells.append(" ".join(f"{math.sqrt(value):.4g}" for value in candidate.noise_variance))
+        table.add_row(*cells, "chosen" if candidate is candidates[0] else "")
     return table
 
 
@@ -212,7 +210,7 @@ def _describe(version: ModelVersion, chosen: Candidate, notes: Sequence[str]) ->
 @click.option(
     "--run-directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where checkpoint and log lie; runs/<recipe>-seed<seed> by default.",
+    help="Where checkpoint and log lie; runs/<name>-seed<seed> by default.",
 )
 @click.option("--fresh", is_flag=True, help="Start over, even where a checkpoint lies.")
 @click.option("--calibration/--no-calibration", default=True, show_default=True, help="On the calibration rows.")
@@ -244,7 +242,7 @@ def train(
         model = name or chosen.name
         if not NAME.fullmatch(model):  # said now, not after the training
             raise InvalidArgument("name", repr(model), "1 to 128 of A-Z a-z 0-9 _ -")
-        directory = run_directory or Path("runs") / f"{chosen.name}-seed{chosen.seed}"
+        directory = run_directory or Path("runs") / f"{model}-seed{chosen.seed}"
     except DubitoError as error:
         raise Refused(error) from error
     try:
