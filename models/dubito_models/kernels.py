@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from dubito_models.errors import UnsupportedNetwork
+
 _FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "lstm": torch.lstm,
     "gru": torch.gru,
@@ -40,7 +42,14 @@ def recurrent(
     """
     first: Any = list(states) if kind == "lstm" else states[0]
     found = _FUNCTIONS[kind](x, first, list(weights), has_biases, 1, 0.0, False, bidirectional, batch_first)
-    return [value.clone() if value._base is not None else value for value in found]
+    return [_own(value) for value in found]
+
+
+def _own(value: Tensor) -> Tensor:
+    """Return a value as the graph knows it: no view, its elements in order."""
+    if value._base is None and value.is_contiguous():
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 @recurrent.register_fake
@@ -54,7 +63,7 @@ def _shapes(
     batch_first: bool,
 ) -> list[Tensor]:
     width = states[0].shape[-1] * (2 if bidirectional else 1)
-    return [x.new_empty((*x.shape[:-1], width)), *(torch.empty_like(state) for state in states)]
+    return [x.new_empty((*x.shape[:-1], width)), *(state.new_empty(state.shape) for state in states)]
 
 
 @recurrent.register_vmap
@@ -77,7 +86,8 @@ def _over_draws(
         for value, dim, axis in zip([x, *states], [x_dim, *state_dims], rows, strict=True)
     ]
     found = recurrent(kind, folded[0], folded[1:], list(weights), *settings)
-    return [value.unflatten(axis, (info.batch_size, -1)) for value, axis in zip(found, rows, strict=True)], rows
+    apart = [value.unflatten(axis, (info.batch_size, -1)) for value, axis in zip(found, rows, strict=True)]
+    return [value.movedim(axis, 0).contiguous() for value, axis in zip(apart, rows, strict=True)], [0] * len(rows)
 
 
 def _fold(value: Tensor, dim: int | None, draws: int, rows: int) -> Tensor:
@@ -107,6 +117,16 @@ class OurKernels(TorchFunctionMode):
 _KINDS = {function: kind for kind, function in _FUNCTIONS.items()}
 
 
+def _refuse_unknown_to_onnx(x: Tensor, states: Sequence[Tensor]) -> None:
+    if x.dtype != torch.float32:
+        raise UnsupportedNetwork(
+            f"a recurrent layer of {str(x.dtype).removeprefix('torch.')}, which onnxruntime cannot run; pack "
+            "copy.deepcopy(module).float(), with example inputs to match"
+        )
+    if len({state.shape[-1] for state in states}) > 1:
+        raise UnsupportedNetwork("nn.LSTM(proj_size=...) has no ONNX form; let a Linear read its outputs instead")
+
+
 def _run_stack(
     kind: str,
     x: Tensor,
@@ -122,6 +142,7 @@ def _run_stack(
     """Run layer after layer; one mask covers a layer's whole output, as in torch's own stacks."""
     directions = 2 if bidirectional else 1
     first = list(states) if kind == "lstm" else [states]
+    _refuse_unknown_to_onnx(x, first)
     per_layer = len(weights) // layers
     last: list[list[Tensor]] = []
     for layer in range(layers):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import UnsupportedNetwork
+from dubito_models.export import ROWS
 from dubito_models.layers import (
     ConcreteDropout,
     DropConnectConv1d,
@@ -26,6 +27,7 @@ from dubito_models.layers import (
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.replacing import replace_layers
+from dubito_models.thinning import Design
 from networks import program_for, random_masks, under_masks
 
 SEQUENCE, IMAGE, VECTOR = (6, 4), (3, 8, 8), (12,)
@@ -166,6 +168,26 @@ def test_the_standard_path_is_the_modules_own(packed: Callable[[str], ModelVersi
     np.testing.assert_allclose(packed(name).evaluate(more.numpy()).probabilities, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_draw_has_a_mask_of_its_own_that_keeps_the_layers_share(
+    packed: Callable[[str], ModelVersion], name: str
+) -> None:
+    """Weights too: every unit is kept in some draws and dropped in others.
+
+    |z| < 4.5, two-sided, is a false alarm of 7e-6 for each of 35 sites; a unit is never dropped by .9**256 = 2e-12.
+    """
+    engine = packed(name).engine
+    masks = engine.masks.draws({ROWS: 5}, 0, Design.INDEPENDENT, 0, 256)
+    for site, mask in zip(engine.program.sites, masks, strict=True):
+        kept = mask != 0
+        assert kept.any(0).all()
+        assert not kept.all(0).any()
+        trials = kept.numel()
+        z = (float(kept.sum()) - trials * (1 - site.rate)) / (trials * site.rate * (1 - site.rate)) ** 0.5
+        assert abs(z) < 4.5
+        torch.testing.assert_close(mask[kept].unique(), torch.tensor([site.kept]))
+
+
 RECURRENT = {
     "lstm": lambda: VariationalLSTM(4, 5, num_layers=2, batch_first=True, bidirectional=True, **ALL_RATES),
     "gru": lambda: VariationalGRU(4, 5, num_layers=2, batch_first=True, bidirectional=True, **ALL_RATES),
@@ -188,6 +210,32 @@ def test_a_draw_is_the_original_in_training_under_the_same_masks(name: str) -> N
             own = program.suffix(boundary, chosen)
             theirs = under_masks(network, {"x": rows}, chosen, sequence_first=True)
             torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [VariationalLSTM, VariationalGRU])
+def test_a_draw_is_the_original_where_time_comes_first_and_states_are_given(
+    kind: type[VariationalLSTM] | type[VariationalGRU],
+) -> None:
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.start, self.head = kind(4, 5, num_layers=2, **ALL_RATES), nn.Linear(4, 10), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.start(x.mean(1)).unflatten(1, (2, 5)).transpose(0, 1)
+            out, _ = self.rnn(x.transpose(0, 1), (h, h.tanh()) if isinstance(self.rnn, nn.LSTM) else h)
+            return self.head(out[-1])
+
+    torch.manual_seed(1)
+    network, rows = Started(), torch.randn(5, *SEQUENCE)
+    program = program_for(network, rows, dynamic={"x": {1: "steps"}})
+    for steps in (6, 11):
+        x = torch.randn(3, steps, 4)
+        with torch.inference_mode():
+            boundary = program.prefix({"x": x})
+            masks = [mask[0] for mask in random_masks(program, boundary.symbols, draws=1)]
+            own = program.suffix(boundary, masks)
+        torch.testing.assert_close(own, under_masks(network, {"x": x}, masks), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RECURRENT)
