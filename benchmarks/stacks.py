@@ -47,8 +47,7 @@ class Stack:
     `weights[i]` is (M, in, out), `biases[i]` (M, 1, out). Weights start by Glorot & Bengio's uniform law, biases at 0.
     """
 
-    def __init__(self, sizes: Sequence[int], rates: Sequence[float], seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, sizes: Sequence[int], rates: Sequence[float], generator: torch.Generator) -> None:
         count = len(rates)
         self.rates = torch.tensor(rates)  # (M,)
         self.weights: list[Tensor] = []
@@ -77,10 +76,13 @@ class Stack:
 
 
 class MaskSource:
-    """Independent Bernoulli masks, from 16 random bits an element: a rate is met to 1 / 65536."""
+    """Independent Bernoulli masks, from 16 random bits an element: a rate is met to 1 / 65536.
 
-    def __init__(self, seed: int) -> None:
-        self._bits = np.random.SFC64(seed)
+    Of one seed, the masks of training (`stream` 0) and those of judging (1) are different ones.
+    """
+
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self._bits = np.random.SFC64([seed, stream])
 
     def draw(self, rates: Tensor, rows: int, width: int) -> Tensor:
         """Return masks (M, rows, width) that are 0 with probability `rates` (M,), else 1."""
@@ -96,27 +98,29 @@ def train(
     problem: Sequence[int],
     rates: Sequence[float],
     penalties: Sequence[float],
+    betas: Sequence[float],
     how: Training,
     seed: int,
     progress: Progress | None = None,
 ) -> Stack:
     """Train M networks, the m-th on problem `problem[m]` at rate `rates[m]`, by Adam.
 
-    The loss of each is its batch's mean squared error (or, heteroscedastic, its mean negative log-likelihood) plus
-    `penalties[m]` times the sum of its squared weights (not biases), as Keras adds an l2 regulariser.
+    The loss of each is its batch's mean squared error (or, heteroscedastic, its mean negative log-likelihood, each row
+    weighted by its predicted variance to the power `betas[m]`) plus `penalties[m]` times the sum of its squared weights
+    (not biases), as Keras adds an l2 regulariser.
     """
-    count, steps = rows.inputs.shape[1], len(problem)
-    stack = Stack((rows.inputs.shape[2], *how.hidden, 2 if how.heteroscedastic else 1), rates, seed)
+    source, generator = MaskSource(seed), torch.Generator().manual_seed(seed)
+    stack = Stack((rows.inputs.shape[2], *how.hidden, 2 if how.heteroscedastic else 1), rates, generator)
     parameters = [*stack.weights, *stack.biases]
     optimizer = torch.optim.Adam(parameters, lr=how.learning_rate, eps=1e-8, fused=True)
-    source, generator = MaskSource(seed), torch.Generator().manual_seed(seed)
     of = torch.tensor(problem)[:, None]  # (M, 1)
     factors = torch.tensor(penalties)[:, None, None]  # (M, 1, 1)
+    powers = torch.tensor(betas)  # (M,)
     for _ in range(how.epochs):
-        order = torch.rand(steps, count, generator=generator).argsort(1)  # (M, n)
+        order = torch.rand(len(problem), rows.inputs.shape[1], generator=generator).argsort(1)  # (M, n)
         for chosen in torch.split(order, how.batch, dim=1):
             x, y = rows.inputs[of, chosen], rows.targets[of, chosen]  # (M, B, D), (M, B)
-            loss = data_loss(stack.forward(x, stack.masks(source, chosen.shape[1])), y).sum()
+            loss = data_loss(stack.forward(x, stack.masks(source, chosen.shape[1])), y, powers).sum()
             decay = sum((factors * weight.square()).sum() for weight in stack.weights)
             optimizer.zero_grad()
             torch.autograd.backward(loss + decay)
@@ -126,19 +130,24 @@ def train(
     return stack
 
 
-def data_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each network's mean loss (M,) of outputs (M, B, K) at targets (M, B)."""
+def data_loss(outputs: Tensor, targets: Tensor, betas: Tensor) -> Tensor:
+    """Return each network's mean loss (M,) of outputs (M, B, K) at targets (M, B).
+
+    Without `betas` (M,) a network that predicts its noise may explain far-off rows by noise alone and never learn them;
+    the weights, which have no gradient, prevent that (Seitzer et al. 2022, equation 5).
+    """
     squared = (outputs[..., 0] - targets).square()
     if outputs.shape[-1] == 1:
         return squared.mean(1)
     log_variance = outputs[..., 1]
-    return (log_variance + squared * torch.exp(-log_variance)).mean(1) / 2
+    weights = torch.exp(betas[:, None] * log_variance.detach())
+    return (weights * (log_variance + squared * torch.exp(-log_variance))).mean(1) / 2
 
 
 @torch.inference_mode()
 def draws(stack: Stack, x: Tensor, count: int, seed: int, chunk: int = 50) -> Iterator[Tensor]:
     """Yield outputs (s, M, B, K) of `count` thinned networks of each in all, whose masks all rows x (M, B, D) share."""
-    source = MaskSource(seed)
+    source = MaskSource(seed, stream=1)
     for start in range(0, count, chunk):
         some = min(chunk, count - start)
         outputs = [stack.forward(x, stack.masks(source, 1)) for _ in range(some)]

@@ -7,21 +7,30 @@ stacks.py), chosen by the likelihood of validation rows, trained anew on the who
 engine that serves: its draws, its mean, the likelihood of its mixture. Prints a table and, with --out, writes JSON.
 
 Protocols. `paper`: one hidden layer of 50 units, batches of 32, n_epochs x 10 epochs; dropout rate and precision tau
-from the published grids. `long`: batches of 128, n_epochs x 100; tau is fitted to the validation likelihood as a
-continuous number. `two-layer`: as `long` with two hidden layers. `heteroscedastic`: as `long`, the network predicting
-its noise.
+from the published grids. `long`: batches of 128, n_epochs x 100; trained once per rate, tau fitted to the validation
+likelihood as a continuous number under a weak prior. `two-layer`: as `long` with two hidden layers. `heteroscedastic`:
+as `long`, the network predicting its noise; in training each row's likelihood counts by its predicted variance to the
+power beta (Seitzer et al. 2022), 0 or 1/2, chosen as the rate is.
+
+The weight decay l^2 (1 - p) / (2 N tau) takes tau from the grid in `paper`. Where tau is fitted afterwards, the decay
+has to be fixed before: there it takes tau = 1 / the variance of the training targets, in both trainings.
+
+Splits are trained five to a stack, whatever the number of processes, so that the seed alone decides the figures (on one
+kind of processor: rounding differs between kinds, and thousands of steps make it visible).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
-import math
 import multiprocessing
 import platform
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.queues import Queue
@@ -32,9 +41,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from stacks import Rows, Stack, Training, log_likelihood, means, train
 from torch import Tensor, nn
+from uci_table import print_table, summarise
 
 from dubito_models.calibration import fit_noise_variance
 from dubito_models.engine import Defaults, Engine, SamplingSpec
@@ -48,50 +57,32 @@ from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_
 LENGTH_SCALE = 1e-2
 VALIDATION_SHARE = 0.2
 VALIDATION_DRAWS = 1000
+FITTING_DRAWS = 200
 TEST_DRAWS = 10_000
+SPLITS_PER_STACK = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How networks are trained and chosen; `factor` times n_epochs.txt epochs; `grid`: tau from the published grid."""
+    """How networks are trained and chosen; `factor` times n_epochs.txt epochs; `grid`: tau from the published grid.
+
+    `betas`: the weightings of the likelihood to choose from (see `data_loss`).
+    """
 
     hidden_layers: int
     batch: int
     factor: int
     grid: bool = False
     heteroscedastic: bool = False
+    betas: tuple[float, ...] = (0.0,)
 
 
 PROTOCOLS = {
     "paper": Protocol(1, 32, 10, grid=True),
     "long": Protocol(1, 128, 100),
     "two-layer": Protocol(2, 128, 100),
-    "heteroscedastic": Protocol(1, 128, 100, heteroscedastic=True),
+    "heteroscedastic": Protocol(1, 128, 100, heteroscedastic=True, betas=(0.0, 0.5)),
 }
-
-# RMSE, its standard error, log-likelihood, its standard error, over 20 splits. Columns of the authors' own table.
-Figures = tuple[float, float, float, float]
-PUBLISHED: dict[str, dict[str, Figures]] = {
-    "paper": {
-        "concrete": (5.230, 0.118, -3.039, 0.020),
-        "energy": (1.663, 0.043, -1.985, 0.020),
-        "power-plant": (4.022, 0.041, -2.795, 0.010),
-        "yacht": (1.109, 0.085, -1.554, 0.027),
-    },
-    "long": {
-        "concrete": (4.826, 0.161, -2.937, 0.025),
-        "energy": (0.539, 0.0135, -1.2115, 0.0053),
-        "power-plant": (4.014, 0.037, -2.808, 0.009),
-        "yacht": (0.666, 0.049, -1.250, 0.015),
-    },
-    "two-layer": {
-        "concrete": (4.504, 0.179, -2.825, 0.024),
-        "energy": (0.474, 0.013, -1.479, 0.003),
-        "power-plant": (3.629, 0.040, -2.675, 0.007),
-        "yacht": (0.657, 0.062, -1.370, 0.018),
-    },
-}
-PUBLISHED["heteroscedastic"] = PUBLISHED["long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +106,7 @@ class Judged:
     split: int
     rate: float
     tau: float | None
+    beta: float
     validation_log_likelihood: float
     rmse: float
     log_likelihood: float
@@ -127,27 +119,31 @@ class BadInput(Exception):
 
 
 def read_folder(path: Path, splits: int | None) -> Folder:
-    """Read a folder; `splits` limits how many of its splits."""
+    """Read a folder; `splits` limits how many of its splits.
+
+    Raises `BadInput` for a file that is missing or holds no numbers, and for training splits of different sizes.
+    """
 
     def numbers(name: str) -> np.ndarray:
         try:
             return np.loadtxt(path / name, ndmin=1)
-        except OSError:
-            raise BadInput(
-                f"{path / name} cannot be read; accepted: a folder in the format of the UCI splits"
-            ) from None
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path / name}: {error}; accepted: a folder in the format of the UCI splits") from None
 
     values = torch.tensor(numbers("data.txt"), dtype=torch.float32)
     count = int(numbers("n_splits.txt")[0])
     wanted = count if splits is None else min(splits, count)
+    pairs = [
+        (numbers(f"index_train_{n}.txt").astype(int), numbers(f"index_test_{n}.txt").astype(int)) for n in range(wanted)
+    ]
+    sizes = sorted({len(training) for training, _ in pairs})
+    if len(sizes) > 1:
+        raise BadInput(f"{path.name}: training splits of {sizes} rows; accepted: all of one size")
     return Folder(
         name=path.name,
         inputs=values[:, numbers("index_features.txt").astype(int)],
         targets=values[:, int(numbers("index_target.txt")[0])],
-        splits=tuple(
-            (numbers(f"index_train_{n}.txt").astype(int), numbers(f"index_test_{n}.txt").astype(int))
-            for n in range(wanted)
-        ),
+        splits=tuple(pairs),
         rates=tuple(numbers("dropout_rates.txt").tolist()),
         taus=tuple(numbers("tau_values.txt").tolist()),
         epochs=int(numbers("n_epochs.txt")[0]),
@@ -181,22 +177,28 @@ def standardised(folder: Folder, rows: Sequence[np.ndarray], scales: Sequence[Sc
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a network is trained with; without a tau of the grid one is fitted afterwards."""
+    """What a network is trained with; `tau` of the grid, None where there is none."""
 
     problem: int
     rate: float
     tau: float | None
+    beta: float = 0.0
 
 
-def penalty(candidate: Candidate, rows: int, y_deviation: float) -> float:
-    """Return l^2 (1 - p) / (2 N tau), tau being 1 / the targets' variance where none is given."""
-    tau = 1 / y_deviation**2 if candidate.tau is None else candidate.tau
-    return LENGTH_SCALE**2 * (1 - candidate.rate) / (2 * rows * tau)
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A candidate, the tau that it is judged with (None: the network predicts its noise), and its worth."""
+
+    candidate: Candidate
+    tau: float | None
+    validation_log_likelihood: float
 
 
-def run_splits(folder: Folder, numbers: Sequence[int], protocol: Protocol, seed: int, tell: Any) -> list[Judged]:
-    """Choose, train and judge the networks of some splits."""
-    torch.set_num_threads(1)
+Tell = Callable[[int], None]
+
+
+def run_splits(folder: Folder, numbers: Sequence[int], protocol: Protocol, seed: int, tell: Tell) -> list[Judged]:
+    """Choose, train and judge the networks of some splits, as one stack; `tell` hears of every epoch and split."""
     how = Training(
         (folder.hidden,) * protocol.hidden_layers,
         folder.epochs * protocol.factor,
@@ -204,63 +206,68 @@ def run_splits(folder: Folder, numbers: Sequence[int], protocol: Protocol, seed:
         protocol.heteroscedastic,
     )
     known = [folder.splits[n][0] for n in numbers]
-    cut = [int(len(rows) * (1 - VALIDATION_SHARE)) for rows in known]
-    if len({len(rows) for rows in known}) > 1:
-        raise BadInput(f"{folder.name}: training splits of different sizes; accepted: all of one size")
-    scales = [scale_of(folder, rows[:c]) for rows, c in zip(known, cut, strict=True)]
+    shown = int(len(known[0]) * (1 - VALIDATION_SHARE))
+    scales = [scale_of(folder, rows[:shown]) for rows in known]
     taus: tuple[float | None, ...] = folder.taus if protocol.grid else (None,)
-    candidates = [
-        Candidate(problem, rate, tau) for problem in range(len(numbers)) for rate in folder.rates for tau in taus
-    ]
-    first = standardised(folder, [rows[:c] for rows, c in zip(known, cut, strict=True)], scales)
-    stack = train_candidates(first, candidates, scales, how, seed, tell)
-    held = standardised(folder, [rows[c:] for rows, c in zip(known, cut, strict=True)], scales)
-    chosen = choose(stack, held, candidates, scales, protocol, seed)
+    options = itertools.product(range(len(numbers)), folder.rates, taus, protocol.betas)
+    candidates = [Candidate(*option) for option in options]
+    first = standardised(folder, [rows[:shown] for rows in known], scales)
+    held = standardised(folder, [rows[shown:] for rows in known], scales)
+    own_seed = derive(seed, numbers[0], 0)
+    stack = train_candidates(first, candidates, scales, how, own_seed, tell)
+    chosen = choose(stack, held, candidates, scales, protocol, own_seed)
     whole = [scale_of(folder, rows) for rows in known]
-    final = train_candidates(
-        standardised(folder, known, whole), [candidate for candidate, _ in chosen], whole, how, seed + 1, tell
-    )
+    rows, picked = standardised(folder, known, whole), [each.candidate for each in chosen]
+    final = train_candidates(rows, picked, whole, how, derive(seed, numbers[0], 1), tell)
     judged = []
     for at, number in enumerate(numbers):
-        candidate, validation = chosen[at]
-        test = folder.splits[number][1]
-        judged.append(judge(final, at, folder, test, whole[at], candidate, validation, number))
+        judged.append(judge(final, at, folder, number, whole[at], chosen[at]))
         tell(1)
     return judged
 
 
+def derive(*numbers: int) -> int:
+    """Return a seed of its own for a place in the whole."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
 def train_candidates(
-    rows: Rows, candidates: Sequence[Candidate], scales: Sequence[Scale], how: Training, seed: int, tell: Any
+    rows: Rows, candidates: Sequence[Candidate], scales: Sequence[Scale], how: Training, seed: int, tell: Tell
 ) -> Stack:
     count = rows.inputs.shape[1]
     penalties = [penalty(each, count, float(scales[each.problem].y_deviation)) for each in candidates]
-    problems = [each.problem for each in candidates]
-    return train(rows, problems, [each.rate for each in candidates], penalties, how, seed, lambda: tell(1))
+    problems, rates = [each.problem for each in candidates], [each.rate for each in candidates]
+    return train(rows, problems, rates, penalties, [each.beta for each in candidates], how, seed, lambda: tell(1))
+
+
+def penalty(candidate: Candidate, rows: int, y_deviation: float) -> float:
+    """Return l^2 (1 - p) / (2 N tau), tau being 1 / the targets' variance where there is no grid."""
+    tau = 1 / y_deviation**2 if candidate.tau is None else candidate.tau
+    return LENGTH_SCALE**2 * (1 - candidate.rate) / (2 * rows * tau)
 
 
 def choose(
     stack: Stack, held: Rows, candidates: Sequence[Candidate], scales: Sequence[Scale], protocol: Protocol, seed: int
-) -> list[tuple[Candidate, float]]:
-    """Return each problem's candidate of the highest validation log-likelihood, its tau fitted, and that likelihood."""
+) -> list[Chosen]:
+    """Return each problem's candidate of the highest validation log-likelihood, its tau fitted where not of a grid."""
     of = [each.problem for each in candidates]
     x, y = held.inputs[of], held.targets[of]  # (M, B, D), (M, B)
-    deviation = torch.stack([scales[problem].y_deviation for problem in of])
-    if protocol.heteroscedastic:
-        noise = None
-    elif protocol.grid:
-        noise = torch.tensor([1 / each.tau for each in candidates if each.tau])
-    else:
-        drawn = means(stack, x, VALIDATION_DRAWS // 5, seed)  # (S, M, B)
+    deviation = torch.stack([scales[problem].y_deviation for problem in of])  # (M,)
+    taus = [each.tau for each in candidates]
+    if not protocol.grid and not protocol.heteroscedastic:
+        drawn = means(stack, x, FITTING_DRAWS, seed)  # (S, M, B)
         fitted = [fit_noise_variance(drawn[:, m, :, None], y[m, :, None].numpy())[0] for m in range(len(of))]
-        noise = torch.tensor(fitted) * deviation.square()
-        candidates = [replace(each, tau=1 / float(v)) for each, v in zip(candidates, noise, strict=True)]
+        taus = [1 / (v * float(d) ** 2) for v, d in zip(fitted, deviation, strict=True)]
+    noise = None if protocol.heteroscedastic else torch.tensor([1 / tau for tau in taus if tau is not None])
     found = log_likelihood(stack, x, y, deviation, noise, VALIDATION_DRAWS, seed).tolist()
-    best = []
-    for problem in sorted(set(of)):
-        own = [(value, index) for index, value in enumerate(found) if of[index] == problem]
-        value, index = max(own)
-        best.append((candidates[index], value))
-    return best
+    options = [Chosen(*each) for each in zip(candidates, taus, found, strict=True)]
+    return [
+        max((each for each in options if each.candidate.problem == problem), key=_worth) for problem in sorted(set(of))
+    ]
+
+
+def _worth(chosen: Chosen) -> float:
+    return chosen.validation_log_likelihood
 
 
 # --- The Monte Carlo path ---
@@ -294,20 +301,13 @@ def engine_of(network: nn.Module, head: Head, noise: float | None, example: Tens
     return Engine(program, masks, head, Defaults(size, 0, Design.BALANCED), noise_variance=variance)
 
 
-def judge(
-    stack: Stack,
-    at: int,
-    folder: Folder,
-    test: np.ndarray,
-    scale: Scale,
-    candidate: Candidate,
-    validation: float,
-    number: int,
-) -> Judged:
+def judge(stack: Stack, at: int, folder: Folder, number: int, scale: Scale, chosen: Chosen) -> Judged:
+    """Return what the draws of the engine say of the test rows of split `number`, whose network is the `at`-th."""
+    test = folder.splits[number][1]
     network = network_of(stack, at, scale)
     inputs, targets = folder.inputs[test], folder.targets[test].numpy().astype(np.float64)
-    head = Head.MEAN if candidate.tau is not None else Head.MEAN_AND_LOG_VARIANCE
-    engine = engine_of(network, head, None if candidate.tau is None else 1 / candidate.tau, inputs[:2])
+    head = Head.MEAN_AND_LOG_VARIANCE if chosen.tau is None else Head.MEAN
+    engine = engine_of(network, head, None if chosen.tau is None else 1 / chosen.tau, inputs[:2])
     drawn = engine.draws({"inputs": inputs}, SamplingSpec(max_draws=TEST_DRAWS))
     assert drawn.mean is not None
     assert drawn.variance is not None
@@ -316,9 +316,10 @@ def judge(
         standard = network(inputs)[:, 0].numpy()
     return Judged(
         split=number,
-        rate=candidate.rate,
-        tau=candidate.tau,
-        validation_log_likelihood=validation,
+        rate=chosen.candidate.rate,
+        tau=chosen.tau,
+        beta=chosen.candidate.beta,
+        validation_log_likelihood=chosen.validation_log_likelihood,
         rmse=root_mean_squared_error(mean.mean(0), targets),
         log_likelihood=-mixture_negative_log_likelihood(mean, variance, targets),
         standard_rmse=root_mean_squared_error(standard, targets),
@@ -330,67 +331,53 @@ def judge(
 
 
 def work(queue: Queue[int], folder: Folder, numbers: Sequence[int], protocol: Protocol, seed: int) -> list[Judged]:
+    torch.set_num_threads(1)
     return run_splits(folder, numbers, protocol, seed, queue.put)
 
 
 def run_set(folder: Folder, protocol: Protocol, processes: int, seed: int, bar: Progress) -> list[Judged]:
-    """Run the splits of a set, dealt out over processes."""
-    shares = [list(range(len(folder.splits)))[start::processes] for start in range(processes)]
-    shares = [share for share in shares if share]
-    steps = 2 * folder.epochs * protocol.factor * len(shares) + len(folder.splits)
-    task = bar.add_task(folder.name, total=steps)
-    if len(shares) == 1:
-        return run_splits(folder, shares[0], protocol, seed, lambda count: bar.advance(task, count))
+    """Run the splits of a set, stack by stack, dealt out over processes."""
+    numbers = range(len(folder.splits))
+    stacks = [list(numbers[start : start + SPLITS_PER_STACK]) for start in numbers[::SPLITS_PER_STACK]]
+    epochs = folder.epochs * protocol.factor
+    task = bar.add_task(folder.name, total=2 * epochs * len(stacks) + len(folder.splits))
+    if processes == 1:
+        with one_thread():
+            return [
+                judged
+                for stack in stacks
+                for judged in run_splits(folder, stack, protocol, seed, lambda count: bar.advance(task, count))
+            ]
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(len(shares), context) as pool:
+    with context.Manager() as manager, ProcessPoolExecutor(min(processes, len(stacks)), context) as pool:
         queue: Any = manager.Queue()
-        futures = [
-            pool.submit(work, queue, folder, share, protocol, seed + 1000 * number)
-            for number, share in enumerate(shares)
-        ]
+        futures = [pool.submit(work, queue, folder, stack, protocol, seed) for stack in stacks]
         while not all(future.done() for future in futures) or not queue.empty():
             if queue.empty():
                 time.sleep(0.1)
             else:
                 bar.advance(task, queue.get())
-        judged = [each for future in futures for each in future.result()]
-    return sorted(judged, key=lambda each: each.split)
+        return [judged for future in futures for judged in future.result()]
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over splits and its standard error."""
-    array = np.asarray(values)
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from threads, and sums over threads would round otherwise than in the processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def summarise(judged: Sequence[Judged], published: Figures | None) -> dict[str, Any]:
-    """Return means, standard errors and, where there is a published figure, z of the differences (positive: better)."""
-    rmse, rmse_error = mean_and_error([each.rmse for each in judged])
-    ll, ll_error = mean_and_error([each.log_likelihood for each in judged])
-    found: dict[str, Any] = {"rmse": rmse, "rmse_error": rmse_error, "ll": ll, "ll_error": ll_error}
-    if published is not None:
-        found["published"] = published
-        found["rmse_z"] = (published[0] - rmse) / math.hypot(published[1], rmse_error)
-        found["ll_z"] = (ll - published[2]) / math.hypot(published[3], ll_error)
-    return found
-
-
-def print_table(console: Console, protocol: str, results: dict[str, dict[str, Any]]) -> None:
-    table = Table(title=f"Protocol {protocol}: test rows, mean ± standard error over splits", title_justify="left")
-    table.add_column("set", no_wrap=True)
-    for heading in ("RMSE", "published", "z", "log-likelihood", "published", "z"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, found in results.items():
-        summary = found["summary"]
-        published = summary.get("published")
-        cells = []
-        for key, at in (("rmse", 0), ("ll", 2)):
-            cells.append(f"{summary[key]:.3f} ± {summary[f'{key}_error']:.3f}")
-            cells.append("-" if published is None else f"{published[at]:.3f} ± {published[at + 1]:.3f}")
-            cells.append("-" if published is None else f"{summary[f'{key}_z']:+.1f}")
-        table.add_row(name, *cells)
-    console.print(table)
-    console.print("z: difference over both standard errors; positive is better than published")
+def processor() -> str:
+    """Return the processor's name, and the widest vectors that torch uses on it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return f"{found[1]}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -402,7 +389,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs-factor", type=int, help="times n_epochs.txt; by default the protocol's")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON; sets already in it are kept")
+    parser.add_argument("--out", type=Path, help="JSON; other sets already in it are kept")
     return parser.parse_args(arguments)
 
 
@@ -416,42 +403,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    if not given.data.is_dir():
-        raise BadInput(f"{given.data} is no folder; accepted: a folder with one folder for each set")
-    there = sorted(path.name for path in given.data.iterdir() if (path / "data.txt").exists())
-    names = there if given.sets is None else given.sets.split(",")
-    unknown = [name for name in names if name not in there]
-    if unknown or not names:
-        raise BadInput(f"--sets {', '.join(unknown) or 'empty'}; accepted: {', '.join(there)}")
+    names = sets_of(given.data, given.sets)
     for option in ("splits", "epochs_factor", "processes"):
         value = getattr(given, option)
         if value is not None and value < 1:
             raise BadInput(f"--{option.replace('_', '-')} {value}; accepted: at least 1")
+    if given.seed < 0:
+        raise BadInput(f"--seed {given.seed}; accepted: at least 0")
     protocol = PROTOCOLS[given.protocol]
     if given.epochs_factor is not None:
         protocol = replace(protocol, factor=given.epochs_factor)
-    console = Console(width=max(110, Console().width))
+    results: dict[str, Any] = earlier(given.out, given.protocol)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    results: dict[str, Any] = {}
-    if given.out is not None and given.out.exists():
-        results = json.loads(given.out.read_text())["sets"]
+    folders = [read_folder(given.data / name, given.splits) for name in names]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        for name in names:
-            folder, began = read_folder(given.data / name, given.splits), time.perf_counter()
+        for name, folder in zip(names, folders, strict=True):
+            began = time.perf_counter()
             judged = run_set(folder, protocol, given.processes, given.seed, bar)
+            lls = [each.log_likelihood for each in judged]
             results[name] = {
-                "summary": summarise(judged, PUBLISHED[given.protocol].get(name)),
-                "epochs": folder.epochs * protocol.factor,
+                "summary": summarise(name, [each.rmse for each in judged], lls, given.protocol),
+                "settings": {
+                    **asdict(protocol),
+                    "epochs": folder.epochs * protocol.factor,
+                    "epochs_of_the_protocol": folder.epochs * PROTOCOLS[given.protocol].factor,
+                    "hidden": folder.hidden,
+                    "rates": folder.rates,
+                    "taus": folder.taus if protocol.grid else None,
+                    "length_scale": LENGTH_SCALE,
+                    "splits_per_stack": SPLITS_PER_STACK,
+                    "seed": given.seed,
+                },
+                "made_with": {"torch": torch.__version__, "processor": processor(), "processes": given.processes},
                 "seconds": round(time.perf_counter() - began, 1),
                 "splits": [asdict(each) for each in judged],
             }
             if given.out is not None:
-                settings = {"protocol": given.protocol, **asdict(protocol), "seed": given.seed}
-                machine = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
-                report = {"settings": settings, "made_with": machine, "sets": results}
                 given.out.parent.mkdir(parents=True, exist_ok=True)
-                given.out.write_text(json.dumps(report, indent=1) + "\n")
+                given.out.write_text(json.dumps({"protocol": given.protocol, "sets": results}, indent=1) + "\n")
+    console = Console(width=max(120, Console().width))
     print_table(console, given.protocol, {name: results[name] for name in names})
+
+
+def sets_of(data: Path, wanted: str | None) -> list[str]:
+    """Return the names of the sets to run; raises `BadInput` where there are none of that name."""
+    if not data.is_dir():
+        raise BadInput(f"{data} is no folder; accepted: a folder with one folder for each set")
+    there = sorted(path.name for path in data.iterdir() if (path / "data.txt").exists())
+    names = there if wanted is None else wanted.split(",")
+    unknown = [name for name in names if name not in there]
+    if not there:
+        raise BadInput(f"{data} holds no set; accepted: a folder with one folder for each set, each with a data.txt")
+    if unknown:
+        raise BadInput(f"--sets {', '.join(unknown)}; accepted: {', '.join(there)}")
+    return names
+
+
+def earlier(path: Path | None, protocol: str) -> dict[str, Any]:
+    """Return the sets that a file of results holds already; raises `BadInput` for any other file."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        report = json.loads(path.read_text())
+        if report["protocol"] == protocol:
+            return dict(report["sets"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise BadInput(f"--out {path}; accepted: a new file, or one with results of protocol {protocol}")
 
 
 if __name__ == "__main__":
