@@ -427,13 +427,19 @@ def under_masks(
     """Return what any module says in training mode under forced masks; norm layers keep their statistics."""
     modes = [(part, part.training) for part in module.modules()]
     for part, _ in modes:
-        part.training = not hasattr(part, "running_mean")
+        part.training = not _keeps_statistics(part)
     with torch.no_grad(), forced_masks(masks, sequence_first=sequence_first) as used:
         answer = module(**inputs)
     for part, mode in modes:
         part.training = mode
     assert len(used) == len(masks), "every mask was used"
     return pick(answer, output)
+
+
+def _keeps_statistics(part: nn.Module) -> bool:
+    """Tell whether training mode would change what the part does at the next call."""
+    hooks = [type(hook).__name__ for hook in part._forward_pre_hooks.values()]
+    return hasattr(part, "running_mean") or "SpectralNorm" in hooks or type(part).__name__ == "_SpectralNorm"
 
 
 def random_masks(program: StochasticProgram, symbols: Mapping[str, int], draws: int, seed: int = 0) -> list[Tensor]:

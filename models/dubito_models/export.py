@@ -10,14 +10,17 @@ import contextlib
 import inspect
 import io
 import itertools
+import pickle
+import random
 import re
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
@@ -25,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.nn.utils.rnn import PackedSequence
 
-from dubito_models.errors import DubitoError, InvalidArgument, UnsupportedNetwork
+from dubito_models.errors import DubitoError, InvalidArgument, UnknownRandomness, UnsupportedNetwork
 from dubito_models.kernels import OurKernels
 from dubito_models.original import Output, duplicate, pick, set_mode
 from dubito_models.replacing import replace_layers
@@ -138,12 +141,29 @@ def export_network(module: nn.Module, example: Example, output: Output = None) -
     for part in network.modules():
         part.training = not _keeps_statistics(part)
     with as_served():
-        stochastic, shapes = _export(network, example, _free_shapes(example), "with dropout active")
+        with _refuse_other_generators():
+            stochastic, shapes = _export(network, example, _free_shapes(example), "with dropout active")
         set_mode(network, training=False)
         standard, _ = _export(network, example, shapes, "with dropout off")
     _refuse_changes(stochastic, "with dropout active")
     _refuse_changes(standard, "with dropout off")
     return Exported(stochastic, standard)
+
+
+@contextlib.contextmanager
+def _refuse_other_generators() -> Iterator[None]:
+    """Refuse a network that draws from Python's or NumPy's generator: the graph would hold one outcome of it."""
+    generators: dict[str, Callable[[], Any]] = {"Python's random": random.getstate, "numpy.random": np.random.get_state}
+    before = {name: pickle.dumps(state()) for name, state in generators.items()}
+    try:
+        yield
+    finally:
+        used = [name for name, state in generators.items() if pickle.dumps(state()) != before[name]]
+        if used:
+            raise UnknownRandomness(
+                f"the network draws from {' and '.join(used)} in training mode, which would be drawn once, here, and "
+                "never again; draw from torch (F.dropout of a branch, say), or switch it off before packing"
+            )
 
 
 def _name_inputs(network: nn.Module, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
@@ -71,6 +72,7 @@ class StochasticProgram:
         functionalise(module.graph)
         _keep_output(module.graph, output)
         _prune(module.graph)
+        _refuse_sizes_of_data(module.graph)
         self._symbols = name_symbols(module.graph, inputs)
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
@@ -298,7 +300,7 @@ def _cut(
     )
     early = _upstream(graph, crossing)
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in masks]
-    prefix_sizes, suffix_sizes = _sizes_for(early, symbols), _sizes_for(later, symbols)
+    prefix_sizes, suffix_sizes = _sizes_for(early), _sizes_for(later)
     prefix = _extract(module, early, (*inputs, *prefix_sizes), tuple(crossing))
     suffix = _extract(module, later, (*crossing, *suffix_sizes, *masks), graph.output_node().args[0])
     return (
@@ -328,14 +330,19 @@ def _ordered(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     return list(dict.fromkeys(nodes))
 
 
-def _sizes_for(nodes: Sequence[fx.Node], symbols: SymbolNames) -> list[fx.Node]:
-    """Return the sizes that these nodes take; each must follow from the sizes of the inputs."""
-    sizes = _ordered(parent for node in nodes for parent in node.all_input_nodes if is_size(parent))
-    for size in sizes:
-        free: set[sympy.Symbol] = getattr(expression_of(size.meta["val"]), "free_symbols", set())
-        if not free <= set(symbols.of_label.values()):
-            raise UnsupportedNetwork(f"{size.name} ({find_source(size)}): a size that depends on the data")
-    return sizes
+def _sizes_for(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the sizes that these nodes take."""
+    return _ordered(parent for node in nodes for parent in node.all_input_nodes if is_size(parent))
+
+
+def _refuse_sizes_of_data(graph: fx.Graph) -> None:
+    """Refuse selecting by values: each row must take the same way through the network, whatever it holds."""
+    for node in graph.nodes:
+        if free_unbacked_symbols(node.meta.get("val")):
+            raise UnsupportedNetwork(
+                f"{node.name} ({find_source(node)}): a size that depends on the data; write it with torch.where, "
+                "a product with a mask, or torch.gather"
+            )
 
 
 def _prune(graph: fx.Graph) -> None:

@@ -167,9 +167,9 @@ def drop_bits(
 
 
 def choose_group_size(rates: Sequence[float]) -> int:
-    """Return g: the smallest of 8..20 for which every g p is whole, else 16."""
+    """Return g: the smallest of 8..20 for which every g p is whole, to what float32 knows of p; else 16."""
     for size in range(8, 21):
-        if all(abs(size * rate - round(size * rate)) < 1e-9 for rate in rates):
+        if all(abs(size * rate - round(size * rate)) < 1e-6 for rate in rates):
             return size
     return 16
 

@@ -144,7 +144,17 @@ def test_moments_agree_with_torch_dropout(rate: float) -> None:
 
 @pytest.mark.parametrize(
     ("rates", "g"),
-    [([0.1], 10), ([0.2], 10), ([0.25], 8), ([0.5], 8), ([0.1, 0.25], 20), ([0.3], 10), ([0.37], 16), ([0.05], 20)],
+    [
+        ([0.1], 10),
+        ([0.2], 10),
+        ([0.25], 8),
+        ([0.5], 8),
+        ([0.1, 0.25], 20),
+        ([0.3], 10),
+        ([0.37], 16),
+        ([0.05], 20),
+        ([float(np.float32(0.1))], 10),
+    ],
 )
 def test_the_group_size_makes_every_count_whole_where_it_can(rates: list[float], g: int) -> None:
     assert choose_group_size(rates) == g

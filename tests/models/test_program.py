@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,29 @@ def test_joined_boundaries_split_back(packed: Packed) -> None:
 def test_randomness_that_is_not_dropout_is_refused_with_node_and_line(forward: Callable[..., Tensor]) -> None:
     module = function(lambda h, training: F.dropout(forward(h, training), 0.5, training))
     with pytest.raises(UnknownRandomness, match=r"node \w+, test_program\.py:\d+"):
+        program_of(module, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(("draw", "name"), [(random.random, r"Python's random"), (np.random.rand, r"numpy\.random")])
+def test_a_layer_that_is_dropped_by_a_generator_outside_of_torch_is_refused(
+    draw: Callable[[], float], name: str
+) -> None:
+    """Whichever way it went, the graph would hold it for ever."""
+    layer = nn.Linear(4, 4)
+
+    def forward(h: Tensor, training: bool) -> Tensor:
+        return F.dropout(h if training and draw() < 0.5 else layer(h), 0.5, training)
+
+    with pytest.raises(UnknownRandomness, match=f"draws from {name} in training mode"):
+        program_of(function(forward), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("choose", [lambda h: h[h > 0], lambda h: h[: int((h[:, 0] > 0).sum())]])
+def test_a_size_that_depends_on_the_data_is_refused(choose: Callable[[Tensor], Tensor]) -> None:
+    module = function(lambda h, training: F.dropout(h, 0.5, training) + choose(h).sum())
+    with pytest.raises(
+        UnsupportedNetwork, match=r"depends on (the )?data.*test_program\.py:\d+|test_program\.py:\d+\): a size"
+    ):
         program_of(module, torch.randn(3, 4))
 
 
