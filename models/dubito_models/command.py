@@ -187,7 +187,8 @@ def _describe(version: ModelVersion, chosen: Candidate, notes: Sequence[str]) ->
 @click.argument("recipe", metavar="RECIPE")
 @click.option(
     "--repository",
-    required=True,
+    default=Path("repository"),
+    show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of models; the new version goes to DIRECTORY/<name>/<version>/.",
 )
