@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.errors import InvalidArgument, NotImplementedYet
+from dubito_models.errors import InvalidArgument
 from dubito_models.export import ROWS
 from dubito_models.heads import Decoded, Head, Task, decode
 from dubito_models.predictive import (
@@ -30,25 +30,22 @@ from dubito_models.predictive import (
     Validity,
     classify,
     gather,
+    join_answers,
     join_rows,
+    joint_covariance,
     merge,
     regress,
     split_rows,
     spread,
+    take_rows,
+    to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.stopping import ALL_DRAWS, Stopping, StoppingRule, count_looks, next_look, settled
 from dubito_models.thinning import Design, Masks
 
 MAX_SEED = 2**64 - 1
-
-
-class StoppingRule(StrEnum):
-    """Decides when draws are enough."""
-
-    NONE = "none"
-    TOLERANCE = "tolerance"
-    DECISION = "decision"
-    THRESHOLD = "threshold"
+_PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,11 @@ class SamplingSpec:
     min_draws: int | None = None
     seed: int | None = None
     design: Design | None = None
-    stop: StoppingRule = StoppingRule.NONE
+    stopping: Stopping = ALL_DRAWS
     interval_level: float = 0.9
     quantiles: tuple[float, ...] = ()
     raw_draws: bool = False
+    joint: bool = False
     uncalibrated: bool = False
 
     def __post_init__(self) -> None:
@@ -76,12 +74,24 @@ class SamplingSpec:
             raise InvalidArgument("seed", self.seed, f"0..{MAX_SEED}")
         if self.design is Design.MIXED:
             raise InvalidArgument("design", self.design, "balanced or independent")
-        if self.stop is not StoppingRule.NONE:
-            raise NotImplementedYet(f"stopping rule {self.stop.value!r}: only a fixed number of draws, for now")
+        if self.joint and self.stops:
+            raise InvalidArgument(
+                "joint", "true with a stopping rule", "a fixed number of draws, the same for all rows"
+            )
         for name, levels in (("interval_level", (self.interval_level,)), ("quantiles", self.quantiles)):
             for level in levels:
                 if not 0.0 < level < 1.0:
                     raise InvalidArgument(name, level, "between 0 and 1, both excluded")
+
+    @property
+    def stops(self) -> bool:
+        """Whether rows may end before max_draws."""
+        return self.stopping.rule is not StoppingRule.NONE
+
+    @property
+    def keeps_draws(self) -> bool:
+        """Whether every draw of a classification is needed until the end, beside the moments."""
+        return self.raw_draws or self.joint or self.stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +105,45 @@ class Plan:
     group_size: int
     spec: SamplingSpec
 
+    @property
+    def first_look(self) -> int:
+        """After how many groups a rule may look first."""
+        return max(self.spec.stopping.least_groups, -(-self.min_draws // self.group_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a request that have drawn, and why no more; `rows`: their numbers in it."""
+
+    rows: NDArray[np.int64]
+    moments: Moments
+    plain: Moments | None  # without calibration, where asked for
+    reason: StopReason
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One request inside the core."""
+    """One request inside the core; the rows that a stopping rule has settled stand aside."""
 
     plan: Plan
-    boundary: Boundary
+    boundary: Boundary  # of the rows that still draw
     calibration: Calibration | None
+    active: NDArray[np.int64]  # their numbers in the request
     moments: Moments | None = None
     plain: Moments | None = None  # without calibration, where asked for
     next_draw: int = 0
+    settled: tuple[Part, ...] = ()
 
     @property
     def rows(self) -> int:
-        """The number of rows, B."""
+        """The number of rows that still draw."""
         return self.boundary.rows
+
+    @property
+    def next_look(self) -> int:
+        """After how many draws the rule, or whoever watches, looks next."""
+        g = self.plan.group_size
+        return min(self.plan.max_draws, next_look(max(self.next_draw // g, self.plan.first_look - 1)) * g)
 
     @property
     def tile_key(self) -> tuple[object, ...]:
@@ -160,7 +193,9 @@ class Engine:
         """Fill in the version's defaults; balanced draws are rounded up to whole groups."""
         design = spec.design or self.defaults.design
         g = self.masks.group_size if design is Design.BALANCED else 1
-        most = spec.max_draws or max(self.defaults.draws, spec.min_draws or 1)
+        spec.stopping.check(self.head.task)
+        usual = self.defaults.draws * (_PATIENCE if spec.stops else 1)
+        most = spec.max_draws or max(usual, spec.min_draws or 1)
         return Plan(
             max_draws=-(-most // g) * g,
             min_draws=-(-(spec.min_draws or 1) // g) * g,
@@ -183,7 +218,9 @@ class Engine:
                 joined = {name: torch.cat([inputs[name] for inputs, _ in requests]).to(device) for name in names}
             boundary = self.program.prefix(joined)
             parts = self.program.split(boundary, [inputs[names[0]].shape[0] for inputs, _ in requests])
-        return [Run(plan, part, calibration) for (_, plan), part in zip(requests, parts, strict=True)]
+        return [
+            Run(plan, part, calibration, np.arange(part.rows)) for (_, plan), part in zip(requests, parts, strict=True)
+        ]
 
     def advance(self, runs: Sequence[Run], draws: int) -> list[Run]:
         """Take the next `draws` draws of runs with one tile key, in one pass; whole groups, or the last ones."""
@@ -193,7 +230,7 @@ class Engine:
             raw = self._passes(boundary, plan, first, draws)
             counts = _group_counts(first, draws, self.masks.group_size)
             parts = self._gather(decode(self.head, raw), counts, runs)
-        return [
+        moved = [
             replace(
                 run,
                 moments=moments if run.moments is None else merge(run.moments, moments),
@@ -202,6 +239,36 @@ class Engine:
             )
             for run, (moments, plain) in zip(runs, parts, strict=True)
         ]
+        return [self._look(run) if run.plan.spec.stops else run for run in moved]
+
+    def _look(self, run: Run) -> Run:
+        """Let the rows stand aside that have enough draws, where the rule looks now."""
+        groups, rest = divmod(run.next_draw, run.plan.group_size)
+        if rest or groups < run.plan.first_look or next_look(groups - 1) != groups or run.moments is None:
+            return run
+        stopping, look = run.plan.spec.stopping, count_looks(groups) - count_looks(run.plan.first_look - 1)
+        done = settled(stopping, run.moments, look, self._balances(run.plan))
+        if not done.any():
+            return run
+        aside, left = (torch.from_numpy(np.flatnonzero(which)) for which in (done, ~done))
+        plain = run.plain
+        part = Part(
+            run.active[done],
+            take_rows(run.moments, aside),
+            None if plain is None else take_rows(plain, aside),
+            stopping.reason,
+        )
+        return replace(
+            run,
+            boundary=self.program.select(run.boundary, left),
+            active=run.active[~done],
+            moments=take_rows(run.moments, left),
+            plain=None if plain is None else take_rows(plain, left),
+            settled=(*run.settled, part),
+        )
+
+    def _balances(self, plan: Plan) -> bool:
+        return plan.design is Design.BALANCED and any(self.masks.balanced)
 
     def _gather(
         self, decoded: Decoded, counts: Sequence[int], runs: Sequence[Run]
@@ -209,7 +276,7 @@ class Engine:
         """Sum up all rows at once, calibrated and where asked for plain; then split them by run."""
         rows = [run.rows for run in runs]
         calibration = runs[0].calibration
-        keep = decoded.mean is not None or any(run.plan.spec.raw_draws for run in runs)
+        keep = decoded.mean is not None or any(run.plan.spec.keeps_draws for run in runs)
         plain: Sequence[Moments | None] = [None] * len(runs)
         if calibration is not None and any(run.plan.spec.uncalibrated for run in runs):
             plain = split_rows(gather(decoded, counts, keep), rows)
@@ -233,25 +300,33 @@ class Engine:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def finish(self, runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
-        """End runs that have drawn at least once as answers."""
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for index, run in enumerate(runs):
+        """End runs that have drawn at least once as answers; `reason`: why those rows end that no rule has settled."""
+        pieces: list[tuple[int, Part]] = []
+        for number, run in enumerate(runs):
             if run.moments is None:
                 raise InvalidArgument("run", "no draws", "a run that was advanced")
-            key = (run.moments.count, run.plan, run.calibration and run.calibration.id, run.plain is None)
-            alike.setdefault(key, []).append(index)
-        answers: dict[int, Predictive] = {}
+            pieces += [(number, part) for part in run.settled]
+            if run.rows or not run.settled:
+                pieces.append((number, Part(run.active, run.moments, run.plain, reason)))
+        alike: dict[tuple[object, ...], list[tuple[int, Part]]] = {}
+        for number, part in pieces:
+            run = runs[number]
+            key = (part.moments.count, run.plan, run.calibration and run.calibration.id, part.plain is None)
+            alike.setdefault((*key, part.reason), []).append((number, part))
+        answers: list[list[tuple[Part, Predictive]]] = [[] for _ in runs]
         for group in alike.values():
-            answers.update(zip(group, self._finish([runs[i] for i in group], reason), strict=True))
-        return [answers[index] for index in range(len(runs))]
+            found = self._finish(runs[group[0][0]], [part for _, part in group])
+            for (number, part), answer in zip(group, found, strict=True):
+                answers[number].append((part, answer))
+        return [join_answers([answer for _, answer in own], [part.rows for part, _ in own]) for own in answers]
 
-    def _finish(self, runs: Sequence[Run], reason: StopReason) -> Iterator[Predictive]:
-        """End runs of equal plans and draws together: numpy's cost is per call, not per row."""
-        plan, calibration = runs[0].plan, runs[0].calibration
-        moments = join_rows([run.moments for run in runs if run.moments is not None])
-        plain = [run.plain for run in runs if run.plain is not None]
+    def _finish(self, run: Run, parts: Sequence[Part]) -> Iterator[Predictive]:
+        """End parts of runs like this one, with equal draws, together: numpy's cost is per call, not per row."""
+        plan, calibration, reason = run.plan, run.calibration, parts[0].reason
+        moments = join_rows([part.moments for part in parts])
+        plain = [part.plain for part in parts if part.plain is not None]
         whole_plain = join_rows(plain) if plain else None
-        balanced = plan.design is Design.BALANCED and any(self.masks.balanced)
+        balanced = self._balances(plan)
         scatter = spread(moments, balanced)
         whole = Predictive(
             answer=self._end(moments, scatter, plan.spec, calibration),
@@ -263,13 +338,15 @@ class Engine:
             design=self.masks.design_of(plan.design).value,
             group_size=self.masks.group_size,
             calibration_id="" if calibration is None else calibration.id,
-            calibration_validity=_validity(runs[0], moments.total),
-            raw_draws=moments.draws.cpu().numpy() if plan.spec.raw_draws and moments.draws is not None else None,
+            calibration_validity=_validity(run, moments.total),
+            raw_draws=to_numpy(moments.draws) if plan.spec.raw_draws and moments.draws is not None else None,
+            joint_covariance=None,
         )
         end = 0
-        for run in runs:
-            start, end = end, end + run.rows
-            yield whole.rows(start, end)
+        for part in parts:
+            start, end = end, end + len(part.rows)
+            joint = joint_covariance(part.moments, balanced) if plan.spec.joint else None
+            yield replace(whole.rows(start, end), joint_covariance=joint)
 
     def _end(
         self, moments: Moments, scatter: Spread, spec: SamplingSpec, calibration: Calibration | None = None
@@ -290,7 +367,8 @@ class Engine:
         """Answer one request: `inputs` by name, each (B, ...)."""
         plan = self.plan(spec or SamplingSpec())
         [run] = self.start([(inputs, plan)], calibration)
-        [run] = self.advance([run], wants(run))
+        while wants(run):
+            [run] = self.advance([run], wants(run))
         [answer] = self.finish([run])
         return answer
 
@@ -308,9 +386,11 @@ class Engine:
         return found
 
 
-def wants(run: Run) -> int:
-    """Return how many draws a run still wants; 0 when it has enough."""
-    return run.plan.max_draws - run.next_draw
+def wants(run: Run, *, look: bool = False) -> int:
+    """Return how many draws a run still wants, up to the next look of its rule or of the caller; 0: it has enough."""
+    if run.settled and not run.rows:
+        return 0
+    return (run.next_look if look or run.plan.spec.stops else run.plan.max_draws) - run.next_draw
 
 
 def _validity(run: Run, draws: int) -> Validity:

@@ -106,6 +106,23 @@ def split_rows(moments: Moments, rows: Sequence[int]) -> list[Moments]:
     return [Moments(moments.count, *part) for part in columns]
 
 
+def take_rows(moments: Moments, rows: Tensor) -> Moments:
+    """Return the moments of the rows of these numbers."""
+
+    def taken(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.index_select(1, rows.to(values.device))
+
+    return Moments(
+        moments.count,
+        moments.mean.index_select(1, rows.to(moments.mean.device)),
+        moments.m2.index_select(1, rows.to(moments.m2.device)),
+        taken(moments.expected_entropy),
+        taken(moments.aleatoric),
+        taken(moments.draws),
+        taken(moments.variances),
+    )
+
+
 def join_rows(parts: Sequence[Moments]) -> Moments:
     """Undo `split_rows`; all parts have the same groups."""
 
@@ -138,7 +155,7 @@ class Spread:
 def totals(moments: Moments) -> tuple[Array, Array]:
     """Return mean and sum of squared deviations over all draws, (B, K) each (Chan et al. 1979)."""
     weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
-    means, m2 = _numpy(moments.mean), _numpy(moments.m2)
+    means, m2 = to_numpy(moments.mean), to_numpy(moments.m2)
     mean = (weights * means).sum(0) / weights.sum()
     return mean, m2.sum(0) + (weights * (means - mean) ** 2).sum(0)
 
@@ -158,10 +175,31 @@ def spread(moments: Moments, balanced: bool) -> Spread:
     independent = m2 / (draws - 1)
     if not balanced or groups < 2:
         return Spread(mean, independent, np.sqrt(independent / draws))
-    between = _numpy(moments.mean).var(axis=0, ddof=1)
+    between = to_numpy(moments.mean).var(axis=0, ddof=1)
     variance = m2 / draws + between / groups
     error = np.sqrt(between / groups) if groups >= 4 else np.sqrt(variance / draws)
     return Spread(mean, variance, error)
+
+
+def joint_covariance(moments: Moments, balanced: bool) -> Array | None:
+    """Return the covariance (B, B, K) of the rows' predictions over draws; None for a single draw.
+
+    A draw is one thinned network for all rows, so rows move together. Estimated as `spread` estimates the variance,
+    which is its diagonal. Needs `moments.draws`.
+    """
+    draws, groups = to_numpy(moments.draws), len(moments.count)
+    if len(draws) < 2:
+        return None
+    if not balanced or groups < 2:
+        return _products(draws) / (len(draws) - 1)
+    return _products(draws) / len(draws) + _products(to_numpy(moments.mean)) / (groups * (groups - 1))
+
+
+def _products(values: Array) -> Array:
+    """Return the sums of products of deviations over the first axis of values (S, B, K), (B, B, K)."""
+    off = values - values.mean(0)
+    products: Array = np.einsum("sik,sjk->ijk", off, off, optimize=True)
+    return products
 
 
 class StopReason(StrEnum):
@@ -223,7 +261,8 @@ class Predictive:
     group_size: int
     calibration_id: str
     calibration_validity: Validity
-    raw_draws: Array | None  # (S, B, K)
+    raw_draws: Array | None  # (S, B, K); NaN after a row's own draws
+    joint_covariance: Array | None  # (B, B, K): of the predictions between rows, over draws
 
     def rows(self, start: int, end: int) -> Predictive:
         """Return the answer for some of the rows."""
@@ -237,6 +276,48 @@ class Predictive:
             stop_reason=self.stop_reason[here],
             raw_draws=None if self.raw_draws is None else self.raw_draws[:, here],
         )
+
+
+def join_answers(parts: Sequence[Predictive], rows: Sequence[NDArray[np.int64]]) -> Predictive:
+    """Put answers for some rows each together; `rows`: which, in the request."""
+    if len(parts) == 1:
+        return parts[0]
+    order = np.argsort(np.concatenate(rows))
+
+    def joined(values: Sequence[Array | None], axis: int = 0) -> Array | None:
+        present = [value for value in values if value is not None]
+        return np.concatenate(present, axis).take(order, axis) if len(present) == len(values) else None
+
+    def answers(some: Sequence[Classification | Regression]) -> Classification | Regression:
+        changes: dict[str, Any] = {
+            field.name: joined([getattr(answer, field.name) for answer in some])
+            for field in fields(some[0])
+            if isinstance(getattr(some[0], field.name), np.ndarray | None)
+        }
+        return replace(some[0], **changes)
+
+    exact = all(part.calibration_validity is parts[0].calibration_validity for part in parts)
+    uncalibrated = [part.uncalibrated for part in parts if part.uncalibrated is not None]
+    reasons = [reason for part in parts for reason in part.stop_reason]
+    return replace(
+        parts[0],
+        answer=answers([part.answer for part in parts]),
+        uncalibrated=answers(uncalibrated) if uncalibrated else None,
+        draws=np.concatenate([part.draws for part in parts])[order],
+        standard_error=joined([part.standard_error for part in parts]),
+        stop_reason=tuple(reasons[place] for place in order),
+        calibration_validity=parts[0].calibration_validity if exact else Validity.APPROXIMATE,
+        raw_draws=joined(_pad([part.raw_draws for part in parts]), axis=1),
+    )
+
+
+def _pad(draws: Sequence[Array | None]) -> list[Array | None]:
+    """Fill (S, B, K) of different S up with NaN."""
+    most = max((len(values) for values in draws if values is not None), default=0)
+    return [
+        None if values is None else np.pad(values, ((0, most - len(values)), (0, 0), (0, 0)), constant_values=np.nan)
+        for values in draws
+    ]
 
 
 def _rows_of(answer: Classification | Regression, rows: slice) -> Classification | Regression:
@@ -264,7 +345,7 @@ def classify(moments: Moments, scatter: Spread) -> Classification:
     assert moments.expected_entropy is not None
     mean = scatter.mean
     weights = np.asarray(moments.count, dtype=np.float64)
-    expected = (weights[:, None] * _numpy(moments.expected_entropy)).sum(0) / weights.sum()
+    expected = (weights[:, None] * to_numpy(moments.expected_entropy)).sum(0) / weights.sum()
     plain_entropy = entropy(mean)
     plain = corrected = None
     if scatter.variance is not None:
@@ -289,7 +370,7 @@ def _entropy_corrected(moments: Moments, mean: Array, variance: Array) -> Array:
         ratio = np.divide(variance, mean, out=np.zeros_like(mean), where=mean > 0)
         corrected: Array = entropy(mean) + ratio.sum(-1) / (2 * moments.total)
         return corrected
-    left_out = np.clip((groups * mean - _numpy(moments.mean)) / (groups - 1), 0.0, 1.0)  # (G, B, K)
+    left_out = np.clip((groups * mean - to_numpy(moments.mean)) / (groups - 1), 0.0, 1.0)  # (G, B, K)
     jackknifed: Array = groups * entropy(mean) - (groups - 1) * entropy(left_out).mean(0)
     return jackknifed
 
@@ -310,7 +391,7 @@ def regress(
     aleatoric = None
     if moments.aleatoric is not None:
         weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
-        aleatoric = (weights * _numpy(moments.aleatoric)).sum(0) / weights.sum()
+        aleatoric = (weights * to_numpy(moments.aleatoric)).sum(0) / weights.sum()
     elif noise_variance is not None:
         aleatoric = np.broadcast_to(noise_variance, mean.shape).copy()
     total = None if epistemic is None else epistemic + (0.0 if aleatoric is None else aleatoric)
@@ -318,7 +399,7 @@ def regress(
     if moments.draws is not None and (epistemic is not None or aleatoric is not None):
         tail = (1 - interval_level) / 2
         found = mixture_quantiles(
-            _numpy(moments.draws), _draw_variances(moments, aleatoric), [tail, 1 - tail, *quantile_levels]
+            to_numpy(moments.draws), _draw_variances(moments, aleatoric), [tail, 1 - tail, *quantile_levels]
         )
         interval, quantiles = found[..., :2], found[..., 2:] if quantile_levels else None
     return Regression(mean, total, epistemic, aleatoric, interval, interval_level, quantiles)
@@ -326,8 +407,8 @@ def regress(
 
 def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
     if moments.variances is not None:
-        return _numpy(moments.variances)
-    return None if aleatoric is None else np.broadcast_to(aleatoric, tuple(_numpy(moments.draws).shape))
+        return to_numpy(moments.variances)
+    return None if aleatoric is None else np.broadcast_to(aleatoric, tuple(to_numpy(moments.draws).shape))
 
 
 def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
@@ -353,7 +434,8 @@ def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[fl
     return middle_of_all
 
 
-def _numpy(values: Any) -> Array:
+def to_numpy(values: Any) -> Array:
+    """Return a tensor, or numbers, as a float64 array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=np.float64)

@@ -177,6 +177,19 @@ class StochasticProgram:
             Boundary(tuple(piece), {**boundary.symbols, ROWS: count}) for piece, count in zip(pieces, rows, strict=True)
         ]
 
+    def select(self, boundary: Boundary, rows: Tensor) -> Boundary:
+        """Return the boundary of the rows of these numbers (int64)."""
+        at = rows.to(self.device)
+        values = []
+        for value, axis in zip(boundary.values, self._crossing, strict=True):
+            if axis is None:
+                values.append(value)
+            else:
+                fold = value.shape[axis] // boundary.rows
+                places = at if fold == 1 else (at[:, None] * fold + torch.arange(fold, device=self.device)).flatten()
+                values.append(value.index_select(axis, places))
+        return Boundary(tuple(values), {**boundary.symbols, ROWS: len(rows)})
+
     def bytes_per_draw(self, symbols: Symbols) -> int:
         """Return the bytes of the largest value that one draw of the suffix makes, for these sizes."""
         return self._suffix.largest_at(self._symbols, symbols)

@@ -22,7 +22,6 @@ from dubito_models.errors import (
     CorruptVersion,
     InvalidArgument,
     NoDropout,
-    NotImplementedYet,
     UnknownModel,
     UnsupportedNetwork,
 )
@@ -384,13 +383,6 @@ def test_a_specification_that_makes_no_sense_is_refused(spec: dict[str, object])
     with pytest.raises(InvalidArgument) as caught:
         SamplingSpec(**spec)  # type: ignore[arg-type]
     assert caught.value.field in spec
-
-
-def test_stopping_rules_are_declared_and_not_here_yet() -> None:
-    from dubito_models.engine import StoppingRule
-
-    with pytest.raises(NotImplementedYet):
-        SamplingSpec(stop=StoppingRule.TOLERANCE)
 
 
 def test_balanced_draws_are_rounded_up_to_whole_groups_and_independent_ones_are_not(packed: Packed) -> None:
