@@ -30,6 +30,7 @@ from dubito_client.errors import (
     Unavailable,
     Violation,
 )
+from dubito_client.stopping import Stopping
 
 __all__ = [
     "AccessDenied",
@@ -55,6 +56,7 @@ __all__ = [
     "Replay",
     "ServerError",
     "Site",
+    "Stopping",
     "Timings",
     "Unavailable",
     "Violation",

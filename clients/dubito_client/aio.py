@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -13,8 +13,9 @@ import grpc
 import grpc.aio
 
 from dubito_client import calls
+from dubito_client.answers import Prediction
 from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
-from dubito_client.session import Call, Pause, Session, Steps, channel_options
+from dubito_client.session import Call, Next, Open, Pause, Session, Steps, Stream, channel_options
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,10 +41,68 @@ def _awaited(
     return method
 
 
+def _yielding(
+    verb: Callable[Concatenate[Session, P], Stream[Prediction]],
+) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[Prediction]]:
+    """Make an iterating method of a verb: take its steps, and yield its answers."""
+
+    @wraps(verb)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Prediction]:
+        steps = verb(self._session, *args, **kwargs)
+        call: Any = None
+        outcome: bytes | DubitoClientError | None = None
+        try:
+            while True:
+                try:
+                    if isinstance(outcome, DubitoClientError):
+                        step = steps.throw(outcome)
+                    else:
+                        step = next(steps) if outcome is None else steps.send(outcome)
+                except StopIteration:
+                    return
+                if isinstance(step, Prediction):
+                    yield step
+                    outcome = None
+                elif isinstance(step, Open):
+                    _cancel(call)
+                    call, outcome = self._open(step), b""
+                else:
+                    outcome = await (_next(call) if isinstance(step, Next) else self._take(step))
+        finally:
+            _cancel(call)
+
+    return method
+
+
+def _cancel(call: Any) -> None:
+    if call is not None:
+        call.cancel()
+
+
+async def _next(call: Any) -> bytes | DubitoClientError:
+    if call is None:
+        return Cancelled("the client is closed")
+    try:
+        reply = await call.read()
+    except grpc.RpcError as error:
+        return from_rpc(error)
+    except asyncio.CancelledError:
+        return _closed_under_way()
+    return b"" if reply is grpc.aio.EOF else bytes(reply)
+
+
+def _closed_under_way() -> Cancelled:
+    """Tell a channel that was closed from a task that somebody cancelled: gRPC says the same of both."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
+    return Cancelled("the client was closed before the answer came")
+
+
 class AsyncClient:
     """A client of one server, for use in an `async with` block, within one event loop; tasks may share it.
 
-    Arguments and verbs are those of `dubito_client.Client`; every verb is awaited.
+    Arguments and verbs are those of `dubito_client.Client`; every verb is awaited, `predict_stream` by `async for`.
     """
 
     def __init__(
@@ -61,6 +120,7 @@ class AsyncClient:
         self._closed = False
 
     predict = _awaited(calls.predict)
+    predict_stream = _yielding(calls.predict_stream)
     evaluate = _awaited(calls.evaluate)
     models = _awaited(calls.models)
     model = _awaited(calls.model)
@@ -93,6 +153,13 @@ class AsyncClient:
                 self._channel = grpc.aio.secure_channel(self._target, self._credentials, options)
         return self._channel
 
+    def _open(self, step: Open) -> Any:
+        """Start a call whose replies are many; None where the client is closed."""
+        if self._closed:
+            return None
+        ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._connected().unary_stream(step.path)
+        return ask(step.payload, timeout=step.timeout)
+
     async def _take(self, step: Call | Pause) -> bytes | DubitoClientError:
         """Take one step: the reply's bytes, or the error that came in their place."""
         if isinstance(step, Pause):
@@ -107,9 +174,5 @@ class AsyncClient:
         except grpc.RpcError as error:
             return from_rpc(error)
         except asyncio.CancelledError:
-            # gRPC says so of a channel that is closed, too; only a task that somebody cancelled must end like one.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return Cancelled("the client was closed before the answer came")
+            return _closed_under_way()
         return reply

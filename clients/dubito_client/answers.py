@@ -82,8 +82,10 @@ class Prediction(Answer):
     calibration_validity: Validity
     warnings: tuple[str, ...]
     timings: Timings | None
-    raw_draws: NDArray[np.float64] | None  # (S, B, K): the prediction of every draw, where asked
+    raw_draws: NDArray[np.float64] | None  # (S, B, K): every draw's prediction, where asked; NaN after a row's last
+    joint_covariance: NDArray[np.float64] | None  # (B, B, K): of the predictions between rows, where asked
     uncalibrated: Answer | None  # where asked
+    final: bool  # False: a better answer follows in the stream
 
     @property
     def rows(self) -> int:

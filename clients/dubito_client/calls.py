@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypedDict, TypeVar, Unpack
 
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
@@ -26,6 +26,7 @@ from dubito_client.errors import (
     DeadlineExceeded,
     InvalidArgument,
     MessageTooLarge,
+    NotFound,
     NotImplementedByServer,
     Overloaded,
     Unavailable,
@@ -33,7 +34,8 @@ from dubito_client.errors import (
 )
 from dubito_client.inputs import Inputs, named_arrays
 from dubito_client.replies import parse, read_evaluation, read_model, read_models, read_prediction
-from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Pause, Session, Steps
+from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Next, Open, Pause, Session, Steps, Stream
+from dubito_client.stopping import Stopping
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
 
@@ -48,6 +50,17 @@ _SCOPES: dict[str | None, pb.MaskScope] = {
     None: pb.MASK_SCOPE_UNSPECIFIED,
     "draw": pb.MASK_SCOPE_DRAW,
     "row": pb.MASK_SCOPE_ROW,
+}
+_RULES: dict[str | None, pb.StoppingRule] = {
+    "tolerance": pb.STOPPING_RULE_TOLERANCE,
+    "decision": pb.STOPPING_RULE_DECISION,
+    "threshold": pb.STOPPING_RULE_THRESHOLD,
+}
+_QUANTITIES: dict[str | None, pb.StoppingQuantity] = {
+    None: pb.STOPPING_QUANTITY_UNSPECIFIED,
+    "mean": pb.STOPPING_QUANTITY_MEAN,
+    "predictive_entropy": pb.STOPPING_QUANTITY_PREDICTIVE_ENTROPY,
+    "mutual_information": pb.STOPPING_QUANTITY_MUTUAL_INFORMATION,
 }
 _UINT32, _INT64, _UINT64 = (0, 2**32 - 1), (-(2**63), 2**63 - 1), (0, 2**64 - 1)
 _SERVING = 1  # of grpc.health.v1.HealthCheckResponse.ServingStatus
@@ -66,7 +79,9 @@ def predict(
     interval_level: float | None = None,
     quantiles: Iterable[float] = (),
     raw_draws: bool = False,
+    joint: bool = False,
     uncalibrated: bool = False,
+    stopping: Stopping | None = None,
     tolerance: float | None = None,
     coverage: float | None = None,
     mask_scope: MaskScope | None = None,
@@ -79,36 +94,140 @@ def predict(
     converted to the declared types where those can hold them. A model of tables takes columns by name too, with texts
     for categories: a mapping, a list of mappings, a data frame. What is left out takes the model's own default:
     `version` the newest, `draws` (at most so many) and `seed`, `design` those it was packed with.
-    `tolerance`: stop when the standard error is at most this. `coverage`: of prediction sets, `interval_level`: of
-    intervals, `quantiles`: of regression; each in (0, 1). `raw_draws`: the prediction of every draw too.
+    `stopping`: a rule by which each row may take fewer draws (`Stopping`); `tolerance` is short for that of the mean.
+    `coverage`: of prediction sets, `interval_level`: of intervals, `quantiles`: of regression; each in (0, 1).
+    `raw_draws`: the prediction of every draw too; `joint`: the covariance of the predictions between rows.
     `timeout`: seconds for everything. Raises the errors of `dubito_client.errors`.
     """
     deadline = session.deadline(timeout)
-    stopping = None
-    if tolerance is not None:
-        stopping = pb.Stopping(rule=pb.STOPPING_RULE_TOLERANCE, target=_real("tolerance", tolerance))
-    sampling = pb.SamplingSpec(
-        min_draws=_whole("min_draws", min_draws, *_UINT32),
-        max_draws=_whole("draws", draws, *_UINT32),
+    request = _prediction_request(
+        model,
+        version=version,
+        draws=draws,
+        min_draws=min_draws,
+        seed=seed,
+        design=design,
         stopping=stopping,
-        seed=_whole("seed", seed, *_UINT64),
-        design=_choice("design", design, _DESIGNS),
-        mask_scope=_choice("mask_scope", mask_scope, _SCOPES),
-        interval_level=_real("interval_level", interval_level),
-        quantiles=_reals("quantiles", quantiles),
-        raw_draws=bool(raw_draws),
-    )
-    output = pb.OutputSpec(coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated))
-    request = pb.PredictRequest(
-        model=_text("model", model),
-        version=_whole("version", version, *_INT64),
-        sampling=sampling,
-        output=output,
-        id=_text("id", id),
+        tolerance=tolerance,
+        interval_level=interval_level,
+        quantiles=quantiles,
+        raw_draws=raw_draws,
+        joint=joint,
+        uncalibrated=uncalibrated,
+        coverage=coverage,
+        mask_scope=mask_scope,
+        id=id,
     )
     prediction = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Predict", request, inputs, read_prediction)
     _forget_stale(session, model, version, prediction.version)
     return prediction
+
+
+class Asked(TypedDict, total=False):
+    """What `predict` takes by name, but for `timeout`."""
+
+    version: int | None
+    draws: int | None
+    min_draws: int | None
+    seed: int | None
+    design: Design | None
+    interval_level: float | None
+    quantiles: Iterable[float]
+    raw_draws: bool
+    joint: bool
+    uncalibrated: bool
+    stopping: Stopping | None
+    tolerance: float | None
+    coverage: float | None
+    mask_scope: MaskScope | None
+    id: str
+
+
+def predict_stream(
+    session: Session, model: str, inputs: Inputs, *, timeout: float | None = None, **asked: Unpack[Asked]
+) -> Stream[Prediction]:
+    """Predict as `predict` does, and yield better and better answers on the way: the first after one group of draws.
+
+    The last one is `final`, and what `predict` would have said. Leaving the loop early ends the call. Arguments and
+    errors are those of `predict`; nothing is repeated once an answer has come.
+    """
+    deadline = session.deadline(timeout)
+    request = _prediction_request(model, **asked)
+    about = pb.GetModelRequest(model=request.model, version=asked.get("version"))
+    info = session.known.get(_key(about))
+    fresh = info is None
+    if info is None:
+        info = yield from _describe(session, deadline, about)
+    while True:
+        try:
+            request.version = info.version  # so that all answers are of the version that was described
+            _fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
+            yield Open(f"/{UNCERTAINTY}/PredictStream", request.SerializeToString(), deadline.left())
+            payload = yield Next()
+            break
+        except (InvalidArgument, NotFound):
+            now = info if fresh else (yield from _describe(session, deadline, about))
+            if (now.version, now.inputs) == (info.version, info.inputs):
+                raise
+            info, fresh = now, True
+    while payload:
+        yield read_prediction(payload)
+        payload = yield Next()
+
+
+def _prediction_request(
+    model: str,
+    *,
+    version: int | None = None,
+    draws: int | None = None,
+    min_draws: int | None = None,
+    seed: int | None = None,
+    design: Design | None = None,
+    interval_level: float | None = None,
+    quantiles: Iterable[float] = (),
+    raw_draws: bool = False,
+    joint: bool = False,
+    uncalibrated: bool = False,
+    stopping: Stopping | None = None,
+    tolerance: float | None = None,
+    coverage: float | None = None,
+    mask_scope: MaskScope | None = None,
+    id: str = "",  # noqa: A002 - the wire's own name
+) -> pb.PredictRequest:
+    """Return the request without its inputs."""
+    if tolerance is not None:
+        if stopping is not None:
+            raise refused("tolerance", tolerance, "tolerance or stopping, not both")
+        stopping = Stopping.tolerance(_reals("tolerance", [tolerance])[0])
+    return pb.PredictRequest(
+        model=_text("model", model),
+        version=_whole("version", version, *_INT64),
+        sampling=pb.SamplingSpec(
+            min_draws=_whole("min_draws", min_draws, *_UINT32),
+            max_draws=_whole("draws", draws, *_UINT32),
+            stopping=None if stopping is None else _stopping(stopping),
+            seed=_whole("seed", seed, *_UINT64),
+            design=_choice("design", design, _DESIGNS),
+            mask_scope=_choice("mask_scope", mask_scope, _SCOPES),
+            interval_level=_real("interval_level", interval_level),
+            quantiles=_reals("quantiles", quantiles),
+            raw_draws=bool(raw_draws),
+            joint=bool(joint),
+        ),
+        output=pb.OutputSpec(coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated)),
+        id=_text("id", id),
+    )
+
+
+def _stopping(rule: Stopping) -> pb.Stopping:
+    if not isinstance(rule, Stopping):
+        raise refused("stopping", repr(rule), "Stopping.tolerance(...), .decision(...) or .threshold(...)")
+    return pb.Stopping(
+        rule=_choice("stopping.rule", rule.rule, _RULES),
+        quantity=_choice("stopping.quantity", rule.quantity, _QUANTITIES),
+        target=_real("stopping.target", rule.target),
+        level=_real("stopping.level", rule.level),
+    )
 
 
 def evaluate(

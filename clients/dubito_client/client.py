@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from types import TracebackType
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 
 from dubito_client import calls
+from dubito_client.answers import Prediction
 from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
-from dubito_client.session import Call, Pause, Session, Steps, channel_options
+from dubito_client.session import Call, Next, Open, Pause, Session, Steps, Stream, channel_options
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +36,59 @@ def _blocking(verb: Callable[Concatenate[Session, P], Steps[T]]) -> Callable[Con
             return result
 
     return method
+
+
+def _yielding(
+    verb: Callable[Concatenate[Session, P], Stream[Prediction]],
+) -> Callable[Concatenate[Client, P], Iterator[Prediction]]:
+    """Make an iterating method of a verb: take its steps, and yield its answers."""
+
+    @wraps(verb)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Prediction]:
+        steps = verb(self._session, *args, **kwargs)
+        with contextlib.closing(_Replies()) as replies:
+            outcome: bytes | DubitoClientError | None = None
+            while True:
+                try:
+                    if isinstance(outcome, DubitoClientError):
+                        step = steps.throw(outcome)
+                    else:
+                        step = next(steps) if outcome is None else steps.send(outcome)
+                except StopIteration:
+                    return
+                if isinstance(step, Prediction):
+                    yield step
+                    outcome = None
+                elif isinstance(step, Open):
+                    outcome = Cancelled("the client is closed") if self._closed else replies.open(self._channel, step)
+                else:
+                    outcome = replies.next() if isinstance(step, Next) else self._take(step)
+
+    return method
+
+
+class _Replies:
+    """The replies of one call at a time."""
+
+    def __init__(self) -> None:
+        self._call: Any = None
+
+    def open(self, channel: grpc.Channel, step: Open) -> bytes:
+        self.close()
+        ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(step.path)
+        self._call = ask(step.payload, timeout=step.timeout)
+        return b""
+
+    def next(self) -> bytes | DubitoClientError:
+        try:
+            reply: bytes = next(self._call, b"")
+        except grpc.RpcError as error:
+            return from_rpc(error)
+        return reply
+
+    def close(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
 
 
 class Client:
@@ -62,6 +117,7 @@ class Client:
             self._channel = grpc.secure_channel(target, credentials, options)
 
     predict = _blocking(calls.predict)
+    predict_stream = _yielding(calls.predict_stream)
     evaluate = _blocking(calls.evaluate)
     models = _blocking(calls.models)
     model = _blocking(calls.model)

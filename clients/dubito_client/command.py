@@ -15,6 +15,7 @@ from dubito_client.client import Client
 from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
 from dubito_client.files import read_arrays, read_table
 from dubito_client.inputs import Inputs, fit_rows
+from dubito_client.stopping import Quantity, Rule, Stopping
 
 SHOWN_LINES = 50
 
@@ -95,6 +96,10 @@ class _Asked:
     """What `predict` asks of the draws; None takes the model's own."""
 
     draws: int | None
+    stop: Rule | None
+    target: float | None
+    of: Quantity | None
+    level: float | None
     seed: int | None
     design: Design | None
     coverage: float | None
@@ -109,6 +114,19 @@ class _Asked:
 @_server
 @click.option("--version", type=int, help="Of the model; the newest by default.")
 @click.option("--draws", type=int, help="At most so many; the model's own number by default.")
+@click.option(
+    "--stop",
+    type=click.Choice(["tolerance", "decision", "threshold"]),
+    help="When a row has draws enough: its standard error is at most --target; its class is settled; it is settled "
+    "above or below --target.",
+)
+@click.option("--target", type=float, help="Of --stop tolerance (which it implies) and threshold.")
+@click.option(
+    "--of",
+    type=click.Choice(["mean", "predictive_entropy", "mutual_information"]),
+    help="What --target is about; mean by default.",
+)
+@click.option("--level", type=float, help="Confidence of --stop decision and threshold.  [default: 0.95]")
 @click.option("--seed", type=int, help="Of the masks; the model's own by default.")
 @click.option("--design", type=click.Choice(["balanced", "independent"]), help="How the masks hang together.")
 @click.option("--coverage", type=float, help="Of prediction sets (classification), in (0, 1).")
@@ -176,11 +194,21 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
         inputs,
         version=info.version,
         draws=asked.draws,
+        stopping=_stopping(asked),
         seed=asked.seed,
         design=asked.design,
         coverage=asked.coverage,
         interval_level=asked.interval_level,
     )
+
+
+def _stopping(asked: _Asked) -> Stopping | None:
+    if asked.stop is None and asked.target is None:
+        for name, value in (("of", asked.of), ("level", asked.level)):
+            if value is not None:
+                raise refused(name, value, "this only with --stop")
+        return None
+    return Stopping(asked.stop or "tolerance", asked.of, asked.target, asked.level)
 
 
 def _rows(source: Path, info: ModelInfo) -> Inputs:

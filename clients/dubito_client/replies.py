@@ -47,6 +47,7 @@ _ARRAYS: dict[str, tuple[int, type[np.generic]]] = {
     "draws": (1, np.int64),
     "standard_error": (2, np.float64),
     "raw_draws": (3, np.float64),
+    "joint_covariance": (3, np.float64),
 }
 _VALIDITY: dict[int, Validity] = {
     pb.CALIBRATION_VALIDITY_APPROXIMATE: "approximate",
@@ -93,6 +94,8 @@ def read_prediction(payload: bytes) -> Prediction:
         warnings=tuple(reply.warnings),
         timings=_timings(reply),
         raw_draws=_array(reply, "raw_draws", rows, axis=1),
+        joint_covariance=_array(reply, "joint_covariance", rows),
+        final=reply.final,
         uncalibrated=Answer(**_answer(getattr(reply, uncalibrated), rows)) if uncalibrated else None,
     )
 

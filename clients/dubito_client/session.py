@@ -43,7 +43,22 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A call to start whose replies are many, in place of the one before; answered with empty bytes."""
+
+    path: str
+    payload: bytes
+    timeout: float  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The next reply of the call that was opened; empty bytes after the last."""
+
+
 Steps: TypeAlias = Generator[Call | Pause, bytes, T]
+Stream: TypeAlias = Generator[Call | Pause | Open | Next | T, bytes, None]  # yields what the caller gets, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,11 @@ class Plan:
         """After how many groups a rule may look first."""
         return max(self.spec.stopping.least_groups, -(-self.min_draws // self.group_size))
 
+    def look_after(self, draws: int) -> int:
+        """Return after how many draws a rule, or whoever watches, looks next, so many having been made."""
+        looks = next_look(max(draws // self.group_size, self.first_look - 1))
+        return min(self.max_draws, looks * self.group_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -138,12 +143,6 @@ class Run:
     def rows(self) -> int:
         """The number of rows that still draw."""
         return self.boundary.rows
-
-    @property
-    def next_look(self) -> int:
-        """After how many draws the rule, or whoever watches, looks next."""
-        g = self.plan.group_size
-        return min(self.plan.max_draws, next_look(max(self.next_draw // g, self.plan.first_look - 1)) * g)
 
     @property
     def tile_key(self) -> tuple[object, ...]:
@@ -189,12 +188,17 @@ class Engine:
         self._chunk_bytes = chunk_bytes
         self.vmaps = vmapped
 
-    def plan(self, spec: SamplingSpec) -> Plan:
-        """Fill in the version's defaults; balanced draws are rounded up to whole groups."""
+    def plan(self, spec: SamplingSpec, affordable: int | None = None) -> Plan:
+        """Fill in the version's defaults; balanced draws are rounded up to whole groups.
+
+        `affordable`: the most draws that a stopping rule may take where its caller sets no limit.
+        """
         design = spec.design or self.defaults.design
         g = self.masks.group_size if design is Design.BALANCED else 1
         spec.stopping.check(self.head.task)
-        usual = self.defaults.draws * (_PATIENCE if spec.stops else 1)
+        usual = self.defaults.draws
+        if spec.stops:
+            usual = max(usual, min(usual * _PATIENCE, affordable or usual * _PATIENCE))
         most = spec.max_draws or max(usual, spec.min_draws or 1)
         return Plan(
             max_draws=-(-most // g) * g,
@@ -386,11 +390,12 @@ class Engine:
         return found
 
 
-def wants(run: Run, *, look: bool = False) -> int:
-    """Return how many draws a run still wants, up to the next look of its rule or of the caller; 0: it has enough."""
+def wants(run: Run, *, watched: bool = False) -> int:
+    """Return how many draws a run still wants, to the next look of its rule or of whoever watches; 0: it has enough."""
     if run.settled and not run.rows:
         return 0
-    return (run.next_look if look or run.plan.spec.stops else run.plan.max_draws) - run.next_draw
+    stepwise = watched or run.plan.spec.stops
+    return (run.plan.look_after(run.next_draw) if stepwise else run.plan.max_draws) - run.next_draw
 
 
 def _validity(run: Run, draws: int) -> Validity:

@@ -203,8 +203,9 @@ def _products(values: Array) -> Array:
 
 
 class StopReason(StrEnum):
-    """Why drawing ended."""
+    """Why drawing ended; `UNFINISHED`: it has not, a better answer follows."""
 
+    UNFINISHED = "unfinished"
     MAX_DRAWS = "max_draws"
     TOLERANCE = "tolerance"
     DECISION = "decision"

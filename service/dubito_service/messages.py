@@ -18,6 +18,7 @@ from dubito_models.manifest import InputSignature, Manifest
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason, Validity
 from dubito_models.standard import Evaluation
+from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
@@ -37,12 +38,26 @@ _DESIGN_CODES = {
     Design.MIXED.value: pb.DESIGN_MIXED,
 }
 _STOP_REASONS = {
+    StopReason.UNFINISHED: pb.STOP_REASON_UNSPECIFIED,
     StopReason.MAX_DRAWS: pb.STOP_REASON_MAX_DRAWS,
     StopReason.TOLERANCE: pb.STOP_REASON_TOLERANCE,
     StopReason.DECISION: pb.STOP_REASON_DECISION,
     StopReason.THRESHOLD: pb.STOP_REASON_THRESHOLD,
     StopReason.DEADLINE: pb.STOP_REASON_DEADLINE,
     StopReason.LOAD: pb.STOP_REASON_LOAD,
+}
+_RULES = {
+    pb.STOPPING_RULE_UNSPECIFIED: StoppingRule.NONE,
+    pb.STOPPING_RULE_NONE: StoppingRule.NONE,
+    pb.STOPPING_RULE_TOLERANCE: StoppingRule.TOLERANCE,
+    pb.STOPPING_RULE_DECISION: StoppingRule.DECISION,
+    pb.STOPPING_RULE_THRESHOLD: StoppingRule.THRESHOLD,
+}
+_QUANTITIES = {
+    pb.STOPPING_QUANTITY_UNSPECIFIED: Quantity.MEAN,
+    pb.STOPPING_QUANTITY_MEAN: Quantity.MEAN,
+    pb.STOPPING_QUANTITY_PREDICTIVE_ENTROPY: Quantity.PREDICTIVE_ENTROPY,
+    pb.STOPPING_QUANTITY_MUTUAL_INFORMATION: Quantity.MUTUAL_INFORMATION,
 }
 _COLUMN_KINDS = {"number": pb.COLUMN_KIND_NUMBER, "category": pb.COLUMN_KIND_CATEGORY}
 _VALIDITY = {
@@ -100,9 +115,8 @@ def read_prediction(request: pb.PredictRequest, registry: Registry, limits: Requ
     Raises `NotServed`, `InvalidArgument` or `NotImplementedYet`.
     """
     version = _find(request, registry)
-    spec = _read_sampling(request, limits)
     inputs, rows = _read_inputs(request.inputs, version, limits)
-    plan = version.engine.plan(spec)
+    plan = _read_sampling(request, version, rows, limits)
     _check_work(plan, rows, version.manifest, limits)
     calibration = version.calibration
     return Prediction(
@@ -140,24 +154,26 @@ def _read_inputs(
     return read, int(next(iter(read.values())).shape[0])
 
 
-def _read_sampling(request: pb.PredictRequest, limits: RequestLimits) -> SamplingSpec:
+def _read_sampling(request: pb.PredictRequest, version: ModelVersion, rows: int, limits: RequestLimits) -> Plan:
     asked = request.sampling
-    _check_stopping(asked)
     _check_unserved(request)
     most, least = _read_draws(asked, "max_draws", limits), _read_draws(asked, "min_draws", limits)
     if len(asked.quantiles) > MAX_QUANTILES:
         raise InvalidArgument("sampling.quantiles", f"{len(asked.quantiles)} of them", f"at most {MAX_QUANTILES}")
     try:
-        return SamplingSpec(
+        spec = SamplingSpec(
             max_draws=most,
             min_draws=least,
             seed=asked.seed if asked.HasField("seed") else None,
             design=_DESIGNS[asked.design],
+            stopping=_read_stopping(asked.stopping),
             interval_level=asked.interval_level if asked.HasField("interval_level") else 0.9,
             quantiles=tuple(asked.quantiles),
             raw_draws=asked.raw_draws,
+            joint=asked.joint,
             uncalibrated=request.output.uncalibrated,
         )
+        return version.engine.plan(spec, affordable=min(limits.max_draws, limits.max_work // max(1, rows)))
     except InvalidArgument as error:
         raise InvalidArgument(f"sampling.{error.field}", error.given, error.accepted) from None
 
@@ -171,19 +187,18 @@ def _read_draws(asked: pb.SamplingSpec, name: Literal["min_draws", "max_draws"],
     return draws
 
 
-def _check_stopping(asked: pb.SamplingSpec) -> None:
-    stopping = asked.stopping
-    _check_choice("sampling.stopping.rule", pb.StoppingRule, stopping.rule)
-    _check_choice("sampling.stopping.quantity", pb.StoppingQuantity, stopping.quantity)
-    if stopping.HasField("target") and not 0 < stopping.target < float("inf"):
-        raise InvalidArgument("sampling.stopping.target", stopping.target, "a finite number > 0")
-    if stopping.HasField("level") and not 0 < stopping.level < 1:
-        raise InvalidArgument("sampling.stopping.level", stopping.level, "between 0 and 1, both excluded")
-    implied = stopping.rule == pb.STOPPING_RULE_UNSPECIFIED and stopping.HasField("target")
-    if implied or stopping.rule not in (pb.STOPPING_RULE_UNSPECIFIED, pb.STOPPING_RULE_NONE):
-        raise NotImplementedYet(
-            "sampling.stopping: stopping rules are not served yet; leave it out for a fixed number of draws (max_draws)"
-        )
+def _read_stopping(asked: pb.Stopping) -> Stopping:
+    if asked.rule not in _RULES:
+        raise InvalidArgument("stopping.rule", asked.rule, ", ".join(pb.StoppingRule.keys()))
+    if asked.quantity not in _QUANTITIES:
+        raise InvalidArgument("stopping.quantity", asked.quantity, ", ".join(pb.StoppingQuantity.keys()))
+    implied = asked.rule == pb.STOPPING_RULE_UNSPECIFIED and asked.HasField("target")
+    return Stopping(
+        rule=StoppingRule.TOLERANCE if implied else _RULES[asked.rule],
+        quantity=_QUANTITIES[asked.quantity],
+        target=asked.target if asked.HasField("target") else None,
+        level=asked.level if asked.HasField("level") else 0.95,
+    )
 
 
 def _check_unserved(request: pb.PredictRequest) -> None:
@@ -199,8 +214,6 @@ def _check_unserved(request: pb.PredictRequest) -> None:
         raise NotImplementedYet("sampling.mask_scope: MASK_SCOPE_ROW is not served yet; MASK_SCOPE_DRAW is")
     if asked.estimator == pb.ESTIMATOR_LINEARIZED:
         raise NotImplementedYet("sampling.estimator: ESTIMATOR_LINEARIZED is not served yet; ESTIMATOR_PLAIN is")
-    if asked.joint:
-        raise NotImplementedYet("sampling.joint: covariances between rows are not served yet")
     if output.HasField("coverage"):
         raise NotImplementedYet("output.coverage: prediction sets are not served yet")
 
@@ -223,14 +236,19 @@ def _check_work(plan: Plan, rows: int, manifest: Manifest, limits: RequestLimits
     if plan.spec.raw_draws and work * manifest.outputs * 8 > limits.max_message_bytes:
         given = f"true, {work} rows x draws of {manifest.outputs} outputs"
         raise InvalidArgument("sampling.raw_draws", given, f"answers of at most {limits.max_message_bytes} bytes")
+    if plan.spec.joint and rows**2 * manifest.outputs * 8 > limits.max_message_bytes:
+        given = f"true, for {rows} rows of {manifest.outputs} outputs"
+        raise InvalidArgument("sampling.joint", given, f"answers of at most {limits.max_message_bytes} bytes")
     if _working_bytes(plan, rows, manifest) > _WORKING_BYTES:
         given = f"{plan.max_draws} for {rows} rows of {manifest.outputs} outputs, {len(plan.spec.quantiles)} quantiles"
         raise InvalidArgument("sampling.max_draws", given, "fewer draws, rows or quantiles a request: too much to keep")
 
 
 def _working_bytes(plan: Plan, rows: int, manifest: Manifest) -> int:
-    """Estimate what is kept of the draws: moments per group; for a regression the draws, once per quantile."""
+    """Estimate what is kept of the draws: moments per group; the draws where they are wanted, once per quantile."""
     per_row = 2 * -(-plan.max_draws // plan.group_size)
+    if plan.spec.keeps_draws:
+        per_row += 3 * plan.max_draws
     if manifest.task is Task.REGRESSION:
         per_row += plan.max_draws * (2 + len(plan.spec.quantiles))
     return per_row * rows * manifest.outputs * 8
@@ -247,7 +265,7 @@ def _ignored(request: pb.PredictRequest, version: ModelVersion, calibration: Cal
 
 
 def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) -> pb.PredictResponse:
-    """Write the answer to a `PredictRequest`."""
+    """Write the answer to a `PredictRequest`, or one on the way to it."""
     reply = pb.PredictResponse(
         model=asked.version.name,
         version=asked.version.version,
@@ -265,7 +283,8 @@ def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) ->
         warnings=asked.warnings,
         timings=_timings(spent),
         raw_draws=_encode(predictive.raw_draws),
-        final=True,
+        joint_covariance=_encode(predictive.joint_covariance),
+        final=StopReason.UNFINISHED not in predictive.stop_reason,
     )
     if StopReason.DEADLINE in predictive.stop_reason:
         used = int(predictive.draws.min())

@@ -3,6 +3,7 @@
 # ruff: noqa: N802 - methods bear the names of the wire
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,9 +13,9 @@ from dubito_models.errors import NotImplementedYet
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service import messages
-from dubito_service.messages import RequestLimits, Spent
+from dubito_service.messages import Prediction, RequestLimits, Spent
 from dubito_service.registry import Registry
-from dubito_service.worker import Clock, DeviceWorker, Request, StandardWorker
+from dubito_service.worker import Clock, DeviceWorker, Drawn, Request, StandardWorker
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
@@ -39,20 +40,13 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Predict with dropout active."""
-        arrived, left = self._clock(), context.time_remaining()
+        arrived = self._clock()
         asked = messages.read_prediction(request, self._registry, self._limits)
-        drawn = await self._device.draw(
-            Request(
-                engine=asked.version.engine,
-                calibration=asked.calibration,
-                inputs=asked.inputs,
-                plan=asked.plan,
-                rows=asked.rows,
-                deadline=None if left is None else arrived + left,
-            )
-        )
-        spent = Spent(drawn.queue_seconds, drawn.compute_seconds, self._clock() - arrived)
-        return messages.write_prediction(asked, drawn.predictive, spent)
+        drawn = await self._device.draw(_work(asked, arrived, context))
+        return messages.write_prediction(asked, drawn.predictive, self._spent(drawn, arrived))
+
+    def _spent(self, drawn: Drawn, arrived: float) -> Spent:
+        return Spent(drawn.queue_seconds, drawn.compute_seconds, self._clock() - arrived)
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:
         """Evaluate the standard network."""
@@ -63,9 +57,12 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
         return messages.write_evaluation(asked, done.evaluation, spent)
 
     async def PredictStream(self, request: pb.PredictRequest, context: Context) -> AsyncIterator[pb.PredictResponse]:
-        """Refuse: not served yet."""
-        raise NotImplementedYet("PredictStream is not served yet; Predict gives its final answer")
-        yield  # makes it a stream
+        """Predict with dropout active, and refine."""
+        arrived = self._clock()
+        asked = messages.read_prediction(request, self._registry, self._limits)
+        async with contextlib.aclosing(self._device.watch(_work(asked, arrived, context))) as answers:
+            async for drawn in answers:
+                yield messages.write_prediction(asked, drawn.predictive, self._spent(drawn, arrived))
 
     async def PredictBulk(
         self, request_iterator: AsyncIterator[pb.PredictRequest], context: Context
@@ -77,6 +74,18 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
     async def Observe(self, request: pb.ObserveRequest, context: Context) -> pb.ObserveResponse:
         """Refuse: not served yet."""
         raise NotImplementedYet("Observe is not served yet: labels are not taken back")
+
+
+def _work(asked: Prediction, arrived: float, context: Context) -> Request:
+    left = context.time_remaining()
+    return Request(
+        engine=asked.version.engine,
+        calibration=asked.calibration,
+        inputs=asked.inputs,
+        plan=asked.plan,
+        rows=asked.rows,
+        deadline=None if left is None else arrived + left,
+    )
 
 
 class ModelServicer(pb_grpc.ModelServiceServicer):

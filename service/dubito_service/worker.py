@@ -8,12 +8,13 @@ each of its requests alone, and whoever has left takes part in no further pass.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -127,6 +128,7 @@ class _Job:
     run: Run | None = None
     first_pass: float | None = None
     compute_seconds: float = 0.0
+    watcher: Callable[[Drawn], None] | None = None  # is told of answers on the way, on the event loop
     abandoned: bool = False  # set on the event loop: nobody waits any more
     outcome: Drawn | Exception | None = None
 
@@ -139,6 +141,25 @@ class _Job:
         tail = min(plan.max_draws, plan.group_size)
         return (id(self.request.engine), plan.seed, plan.design, tail, self.request.shapes)
 
+    @property
+    def rows(self) -> int:
+        """The rows that still draw."""
+        return self.request.rows if self.run is None else self.run.rows
+
+    @property
+    def wanted(self) -> int:
+        """The draws that are wanted until somebody looks, or there are enough."""
+        watched = self.watcher is not None
+        if self.run is not None:
+            return wants(self.run, watched=watched)
+        plan = self.request.plan
+        return plan.look_after(0) if watched or plan.spec.stops else plan.max_draws
+
+    def drawn(self, predictive: Predictive) -> Drawn:
+        """Return an answer with where its time went."""
+        first = self.arrived if self.first_pass is None else self.first_pass
+        return Drawn(predictive, first - self.arrived, self.compute_seconds)
+
     def ticket(self, cost: float) -> Ticket:
         """Return the job as the scheduler sees it."""
         plan, run = self.request.plan, self.run
@@ -146,8 +167,8 @@ class _Job:
         return Ticket(
             number=self.number,
             key=self.key,
-            rows=self.request.rows,
-            wanted=plan.max_draws if run is None else wants(run),
+            rows=self.rows,
+            wanted=self.wanted,
             group_size=plan.group_size,
             since=self.since,
             cost=cost,
@@ -197,15 +218,38 @@ class DeviceWorker:
         Raises `QueueFull`, `DeadlineMissed`, `Draining`, or what a pass of this request alone raises. Cancelling it
         takes the request out before the next pass.
         """
+        with self._submit(request) as job:
+            return await job.future
+
+    async def watch(self, request: Request) -> AsyncGenerator[Drawn]:
+        """Answer a request as `draw` does, and before that whenever there are clearly more draws than before.
+
+        Who reads slowly misses what is out of date.
+        """
+        news: asyncio.Queue[Drawn | asyncio.Future[Drawn]] = asyncio.Queue()
+        with self._submit(request, news.put_nowait) as job:
+            job.future.add_done_callback(news.put_nowait)
+            while True:
+                latest = await news.get()
+                while not news.empty():
+                    latest = news.get_nowait()
+                if isinstance(latest, asyncio.Future):
+                    yield latest.result()
+                    return
+                yield latest
+
+    @contextlib.contextmanager
+    def _submit(self, request: Request, watcher: Callable[[Drawn], None] | None = None) -> Iterator[_Job]:
+        """Queue a job for as long as somebody waits for it."""
         self._admit(request)
         now = self._clock()
         future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
-        job = _Job(next(self._numbers), request, future, arrived=now, since=now)
+        job = _Job(next(self._numbers), request, future, arrived=now, since=now, watcher=watcher)
         self.queued_work += request.work
         self._waiting.add(job)
         try:
             self._inbox.put(job)
-            return await future
+            yield job
         finally:
             job.abandoned = True
             self._waiting.remove(job)
@@ -313,10 +357,11 @@ class DeviceWorker:
         if not present:
             return 0
         began = self._clock()
+        rows = {job.number: job.rows for job in present}
         self._together(present, lambda some: self._advance(some, tile.draws))
         ended = self._clock()
         moved = [job for job in present if job.outcome is None]
-        work = sum(job.request.rows for job in moved) * tile.draws
+        work = sum(rows[job.number] for job in moved) * tile.draws
         if work:
             engine = moved[0].request.engine
             self._paces.setdefault(engine, Pace()).note(ended - began, work)
@@ -324,16 +369,29 @@ class DeviceWorker:
             job.first_pass = began if job.first_pass is None else job.first_pass
             job.compute_seconds += ended - began
             job.since = ended
-        self._finish([job for job in moved if job.run is not None and not wants(job.run)], StopReason.MAX_DRAWS)
+        self._finish([job for job in moved if not job.wanted], StopReason.MAX_DRAWS)
+        self._tell([job for job in moved if job.watcher is not None and job.outcome is None])
         return work
+
+    def _tell(self, jobs: Sequence[_Job]) -> None:
+        """Tell watchers what their draws say so far, where somebody looks now."""
+        for job in jobs:
+            run, watcher = job.run, job.watcher
+            if run is None or watcher is None or run.plan.look_after(run.next_draw - 1) != run.next_draw:
+                continue
+            try:
+                [predictive] = job.request.engine.finish([run], StopReason.UNFINISHED)
+                job.future.get_loop().call_soon_threadsafe(watcher, job.drawn(predictive))
+            except RuntimeError:
+                log.debug("the event loop is gone")
 
     def _advance(self, jobs: Sequence[_Job], draws: int) -> None:
         engine = jobs[0].request.engine
         self.counters.passes += 1
+        self.counters.work += sum(job.rows for job in jobs) * draws
         runs = engine.advance([job.run for job in jobs if job.run is not None], draws)
         for job, run in zip(jobs, runs, strict=True):
             job.run = run
-        self.counters.work += sum(job.request.rows for job in jobs) * draws
 
     def _together(self, jobs: Sequence[_Job], act: Callable[[Sequence[_Job]], None]) -> None:
         """Act on jobs at once; where that fails, once more on each alone, so that only who is at fault fails."""
@@ -356,8 +414,7 @@ class DeviceWorker:
         engine = jobs[0].request.engine
         answers = engine.finish([job.run for job in jobs if job.run is not None], reason)
         for job, predictive in zip(jobs, answers, strict=True):
-            first = job.arrived if job.first_pass is None else job.first_pass
-            job.outcome = Drawn(predictive, first - job.arrived, job.compute_seconds)
+            job.outcome = job.drawn(predictive)
 
 
 def _resolve(jobs: Sequence[_Job]) -> None:

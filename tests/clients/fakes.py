@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -45,6 +45,19 @@ class Fake(services.UncertaintyServiceServicer, services.ModelServiceServicer):
         self._act(request, context)
         self._check_inputs(request, context)
         return self.prediction
+
+    def PredictStream(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> Iterator[pb.PredictResponse]:
+        """Answer twice on the way, then for good; between the answers the script goes on."""
+        self._act(request, context)
+        self._check_inputs(request, context)
+        for draws in (16, 32, 64):
+            reply = pb.PredictResponse()
+            reply.CopyFrom(self.prediction)
+            reply.draws.CopyFrom(tensors.encode(np.full(B, draws)))
+            reply.final = draws == 64
+            yield reply
+            if self.script:
+                self.script.pop(0)(context)
 
     def Evaluate(self, request: pb.EvaluateRequest, context: grpc.ServicerContext) -> pb.EvaluateResponse:
         self._act(request, context)

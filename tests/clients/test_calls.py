@@ -21,6 +21,7 @@ from dubito_client.errors import (
     Unavailable,
 )
 from dubito_client.session import Call, Pause, Session, Steps, service_config
+from dubito_client.stopping import Stopping
 from dubito_protos import uncertainty_pb2 as pb
 
 from .fakes import B, classify, describe
@@ -92,7 +93,8 @@ def test_every_argument_reaches_its_field() -> None:
         quantiles=(0.1, 0.9),
         raw_draws=True,
         uncalibrated=True,
-        tolerance=0.01,
+        joint=True,
+        stopping=Stopping.threshold(0.25, "mutual_information", 0.99),
         coverage=0.95,
         mask_scope="row",
         id="a",
@@ -101,7 +103,12 @@ def test_every_argument_reaches_its_field() -> None:
     request = asked(taken[1])
     tensor = request.inputs.pop()
     assert (tensor.name, tensor.dtype, list(tensor.shape)) == ("image", pb.DATA_TYPE_FLOAT32, [B, 1, 8, 8])
-    stopping = pb.Stopping(rule=pb.STOPPING_RULE_TOLERANCE, target=0.01)
+    stopping = pb.Stopping(
+        rule=pb.STOPPING_RULE_THRESHOLD,
+        quantity=pb.STOPPING_QUANTITY_MUTUAL_INFORMATION,
+        target=0.25,
+        level=0.99,
+    )
     sampling = pb.SamplingSpec(
         min_draws=16,
         max_draws=64,
@@ -112,6 +119,7 @@ def test_every_argument_reaches_its_field() -> None:
         interval_level=0.8,
         quantiles=[0.1, 0.9],
         raw_draws=True,
+        joint=True,
     )
     output = pb.OutputSpec(coverage=0.95, uncalibrated=True)
     assert request == pb.PredictRequest(model="digits", version=3, sampling=sampling, output=output, id="a")

@@ -112,6 +112,12 @@ def test_a_table_without_a_column_ends_with_one_line_and_code_2(fake: Fake, tmp_
 
 def test_options_reach_the_request_and_the_described_version_is_the_one_asked(fake: Fake, rows: Path) -> None:
     options = [
+        "--stop",
+        "threshold",
+        "--target",
+        "0.5",
+        "--of",
+        "predictive_entropy",
         "--draws",
         "32",
         "--seed",
@@ -125,7 +131,12 @@ def test_options_reach_the_request_and_the_described_version_is_the_one_asked(fa
     ]
     assert run(fake, rows, *options).exit_code == 0
     request = fake.predictions[0]
-    sampling = pb.SamplingSpec(max_draws=32, seed=5, design=pb.DESIGN_INDEPENDENT, interval_level=0.8)
+    stopping = pb.Stopping(
+        rule=pb.STOPPING_RULE_THRESHOLD, quantity=pb.STOPPING_QUANTITY_PREDICTIVE_ENTROPY, target=0.5
+    )
+    sampling = pb.SamplingSpec(
+        max_draws=32, stopping=stopping, seed=5, design=pb.DESIGN_INDEPENDENT, interval_level=0.8
+    )
     assert (request.version, request.sampling, request.output.coverage) == (3, sampling, 0.9)
     assert len(fake.descriptions) == 2  # the newest, then the version that it was
 
@@ -196,6 +207,7 @@ def one_line(result: Result, code: int, text: str) -> None:
 def test_bad_input_ends_with_one_line_and_code_2(fake: Fake, rows: Path, tmp_path: Path) -> None:
     one_line(run(fake, tmp_path / "absent.npy"), 2, "No such file")
     one_line(run(fake, rows, "--draws", "-1"), 2, "draws: got -1; accepted: 0 to")
+    one_line(run(fake, rows, "--level", "0.9"), 2, "level: got 0.9; accepted: this only with --stop")
     one_line(run(fake, rows, "--output", "answer.txt"), 2, ".json or .npz")
     one_line(run(fake, rows, "--output", str(tmp_path / "no" / "answer.json")), 2, "cannot be written")
     fake.model = describe(inputs=[pb.TensorSignature(name="a"), pb.TensorSignature(name="b")])

@@ -236,12 +236,11 @@ def test_a_model_is_described(server: Running) -> None:
     assert caught.value.code() is Code.NOT_FOUND
 
 
-@pytest.mark.parametrize("method", ["Observe", "PredictStream", "PredictBulk", "LoadModel", "UnloadModel"])
+@pytest.mark.parametrize("method", ["Observe", "PredictBulk", "LoadModel", "UnloadModel"])
 def test_what_is_not_served_yet_is_unimplemented_and_says_so(method: str, server: Running) -> None:
     stub, models = server.stub, pb_grpc.ModelServiceStub(server.channel)
     calls: dict[str, Callable[[], object]] = {
         "Observe": lambda: stub.Observe(pb.ObserveRequest(), timeout=SECONDS),
-        "PredictStream": lambda: list(stub.PredictStream(asking(), timeout=SECONDS)),
         "PredictBulk": lambda: list(stub.PredictBulk(iter([asking()]), timeout=SECONDS)),
         "LoadModel": lambda: models.LoadModel(pb.LoadModelRequest(model="mlp"), timeout=SECONDS),
         "UnloadModel": lambda: models.UnloadModel(pb.UnloadModelRequest(model="mlp"), timeout=SECONDS),
@@ -252,13 +251,68 @@ def test_what_is_not_served_yet_is_unimplemented_and_says_so(method: str, server
     assert f"{method} is not served yet" in caught.value.details()
 
 
-def test_a_tolerance_is_unimplemented_and_says_so(server: Running) -> None:
+def test_a_tolerance_is_kept_row_by_row(server: Running) -> None:
+    request = asking(8, max_draws=1000)
+    error = tensors.decode(server.predict(asking(8)).standard_error).max(1)
+    request.sampling.stopping.target = float(3 * np.median(error))  # a target alone means a tolerance
+    reply = server.predict(request)
+    draws = tensors.decode(reply.draws)
+    assert draws.min() < 40 <= draws.max() < 1000
+    assert set(reply.stop_reason) == {pb.STOP_REASON_TOLERANCE}
+    assert (tensors.decode(reply.standard_error) <= request.sampling.stopping.target * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    ({"rule": pb.STOPPING_RULE_TOLERANCE}, "sampling.stopping.target"),
+    ({"target": -1.0}, "sampling.stopping.target"),
+    ({"rule": pb.STOPPING_RULE_DECISION, "level": 1.5}, "sampling.stopping.level"),
+    ({"rule": 17}, "sampling.stopping.rule"),
+    ({"quantity": 9, "target": 0.1}, "sampling.stopping.quantity"),
+])  # fmt: skip
+def test_a_rule_that_makes_no_sense_names_the_field(server: Running, change: dict[str, float], field: str) -> None:
     request = asking()
-    request.sampling.stopping.target = 0.01
+    for name, value in change.items():
+        setattr(request.sampling.stopping, name, value)
     with pytest.raises(grpc.RpcError) as caught:
         server.predict(request)
-    assert caught.value.code() is Code.UNIMPLEMENTED
-    assert "stopping rules are not served yet" in caught.value.details()
+    assert caught.value.code() is Code.INVALID_ARGUMENT
+    assert detail(caught.value, BadRequest).field_violations[0].field == field
+
+
+def test_a_stream_refines_and_ends_as_predict_answers(server: Running) -> None:
+    request = asking(5, max_draws=160, seed=4)
+    replies = list(server.stub.PredictStream(request, timeout=SECONDS))
+    whole = server.predict(request)
+    used = [int(tensors.decode(reply.draws)[0]) for reply in replies]
+    assert used == sorted(set(used))
+    assert used[-1] == 160
+    assert [reply.final for reply in replies] == [False] * (len(replies) - 1) + [True]
+    assert all(set(reply.stop_reason) == {pb.STOP_REASON_UNSPECIFIED} for reply in replies[:-1])
+    np.testing.assert_allclose(probabilities(replies[-1]), probabilities(whole), rtol=0, atol=1e-6)
+    for reply in replies[:-1]:
+        same = server.predict(asking(5, max_draws=int(tensors.decode(reply.draws)[0]), seed=4))
+        np.testing.assert_allclose(probabilities(reply), probabilities(same), rtol=0, atol=1e-6)
+
+
+def test_leaving_a_stream_costs_no_further_draw_and_a_wrong_request_has_its_status(server: Running) -> None:
+    stream = server.stub.PredictStream(asking(100, max_draws=9000), timeout=SECONDS)
+    first = next(stream)
+    assert int(tensors.decode(first.draws)[0]) < 9000
+    stream.cancel()
+    assert server.predict(asking()).final
+    with pytest.raises(grpc.RpcError) as caught:
+        next(server.stub.PredictStream(asking(max_draws=0), timeout=SECONDS))
+    assert caught.value.code() is Code.INVALID_ARGUMENT
+
+
+def test_rows_have_a_joint_covariance(server: Running) -> None:
+    request = asking(3)
+    request.sampling.joint = True
+    reply = server.predict(request)
+    joint = tensors.decode(reply.joint_covariance)
+    assert joint.shape == (3, 3, 4)
+    deviation = tensors.decode(reply.classification.standard_deviation)
+    np.testing.assert_allclose(np.einsum("iik->ik", joint), deviation**2, rtol=1e-9)
 
 
 def test_neighbours_do_not_matter(server: Running) -> None:

@@ -167,12 +167,24 @@ def test_what_is_kept_until_the_answer_is_limited(registry: Registry) -> None:
         read_prediction(request, registry, wide)
 
 
+def test_a_joint_covariance_that_no_message_can_hold_is_refused(registry: Registry) -> None:
+    request = good("price", rows=2000)
+    request.sampling.joint = True
+    with pytest.raises(InvalidArgument, match=r"sampling.joint: .* 2000 rows"):
+        read_prediction(request, registry, RequestLimits(10_000, 10**6, 10**8, 2**24))
+
+
+def test_a_rule_without_a_limit_takes_what_the_server_affords(registry: Registry) -> None:
+    request = good("mlp", rows=10)
+    request.sampling.stopping.rule = pb.STOPPING_RULE_DECISION
+    for most, expected in ((10**6, 640), (2000, 200), (100, 40)):
+        limits = RequestLimits(100, 10_000, max(most, 400), 2**25)
+        assert read_prediction(request, registry, limits).plan.max_draws == min(expected, max(40, most // 10))
+
+
 UNSERVED: dict[str, tuple[Break, str]] = {
-    "tolerance": (lambda r: setattr(r.sampling.stopping, "target", 0.01), "stopping"),
-    "rule": (lambda r: setattr(r.sampling.stopping, "rule", pb.STOPPING_RULE_DECISION), "stopping"),
     "masks per row": (lambda r: setattr(r.sampling, "mask_scope", pb.MASK_SCOPE_ROW), "MASK_SCOPE_ROW"),
     "linearised": (lambda r: setattr(r.sampling, "estimator", pb.ESTIMATOR_LINEARIZED), "ESTIMATOR_LINEARIZED"),
-    "joint": (lambda r: setattr(r.sampling, "joint", True), "joint"),
     "prediction sets": (lambda r: setattr(r.output, "coverage", 0.9), "coverage"),
 }
 
