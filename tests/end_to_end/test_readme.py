@@ -39,13 +39,15 @@ def serving(folder: Path, port: int) -> Iterator[None]:
 
 
 def test_the_examples_pack_serve_and_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    packing, asking = blocks("python")
+    packing, *asking = blocks("python")
+    assert len(asking) == 2
     subprocess.run([sys.executable, "-c", packing], cwd=tmp_path, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with serving(tmp_path, port):
-        subprocess.run([sys.executable, "-c", asking.replace("50051", str(port))], check=True, capture_output=True)
+        for each in asking:
+            subprocess.run([sys.executable, "-c", each.replace("50051", str(port))], check=True, capture_output=True)
         np.savetxt(tmp_path / "rows.csv", np.ones((3, 4)), delimiter=",")
         lines = [
             line for block in blocks("sh") for line in block.splitlines() if re.match(r"dubito (models|predict)", line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def limits(**changes: float) -> WorkLimits:
 
 
 def request(
-    engine: Engine, rows: int = 1, *, shift: float = 0.0, deadline: float | None = None, **spec: int
+    engine: Engine, rows: int = 1, *, shift: float = 0.0, deadline: float | None = None, **spec: Any
 ) -> Request:
     """A request of the "mlp" case; `shift` tells its rows from others'."""
     inputs = {"input": shift + torch.arange(rows * 6, dtype=torch.float32).reshape(rows, 6) / 10}

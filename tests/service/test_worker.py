@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dubito_models.engine import Engine, Run
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, StopReason
 from dubito_models.standard import Evaluation
+from dubito_models.stopping import Stopping, StoppingRule
 from dubito_service import worker as worker_module
 from dubito_service.errors import DeadlineMissed, Draining, QueueFull
 from dubito_service.worker import DeviceWorker, Drawn, Request, StandardWorker
@@ -345,17 +347,28 @@ async def test_a_slow_network_gets_small_steps(clock: Clock, engine: Hooked) -> 
 
 
 async def test_every_answer_of_a_random_crowd_is_its_own(clock: Clock, engine: Hooked) -> None:
-    """Sixty requests of random sizes, a third of them cancelled at random moments, in small steps."""
+    """Sixty requests of random sizes and rules, half watched, a third cancelled at random moments, in small steps."""
     chance = random.Random(5)
     device = DeviceWorker(limits(step_work=100), clock)
     device.start()
+    rules = [Stopping(), Stopping(StoppingRule.TOLERANCE, target=0.01), Stopping(StoppingRule.DECISION)]
     asked = [
-        request(engine, rows=chance.randint(1, 9), shift=i, seed=i % 2, max_draws=chance.choice([10, 20, 50, 90]))
+        request(
+            engine,
+            rows=chance.randint(1, 9),
+            shift=i,
+            seed=i % 2,
+            max_draws=chance.choice([10, 20, 50, 90]),
+            stopping=chance.choice(rules),
+        )
         for i in range(60)
     ]
 
+    async def watch(one: Request) -> Drawn:
+        return [drawn async for drawn in device.watch(one)][-1]
+
     async def call(one: Request) -> Drawn | None:
-        task = asyncio.create_task(device.draw(one))
+        task = asyncio.create_task(watch(one) if chance.random() < 0.5 else device.draw(one))
         await asyncio.sleep(chance.random() * 0.05)
         if chance.random() < 0.3:
             task.cancel()
@@ -372,6 +385,52 @@ async def test_every_answer_of_a_random_crowd_is_its_own(clock: Clock, engine: H
     assert device.queued_work == 0
     device.close()
     assert device.join(30)
+
+
+async def test_whoever_watches_sees_more_and_more_draws(worker: DeviceWorker, engine: Hooked) -> None:
+    asked = request(engine, rows=3, max_draws=160)
+    seen = [drawn.predictive async for drawn in worker.watch(asked)]
+    draws = [int(each.draws[0]) for each in seen]
+    assert draws == sorted(set(draws))
+    assert set(draws) <= {10, 20, 30, 40, 60, 80, 120, 160}
+    assert {reason for each in seen[:-1] for reason in each.stop_reason} <= {StopReason.UNFINISHED}
+    assert_same(seen[-1], alone(asked))
+    for each in seen[:-1]:
+        assert_same(each, alone(request(engine, rows=3, max_draws=int(each.draws[0]))))
+
+
+async def test_whoever_watches_slowly_misses_what_is_out_of_date(worker: DeviceWorker, engine: Hooked) -> None:
+    watching = worker.watch(request(engine, max_draws=160))
+    async with contextlib.aclosing(watching):
+        await anext(watching)
+        await until(lambda: len(engine.passes) == 8)
+        await asyncio.sleep(0.05)
+        last = await anext(watching)
+        assert set(last.predictive.stop_reason) == {StopReason.MAX_DRAWS}
+
+
+async def test_leaving_a_watch_costs_no_further_pass(clock: Clock, engine: Hooked) -> None:
+    device = DeviceWorker(limits(step_work=10), clock)
+    device.start()
+    watching = device.watch(request(engine, max_draws=1000))
+    async with contextlib.aclosing(watching):
+        await anext(watching)
+        gate = engine.hook = Gate()
+        await until(gate.has_entered)
+    gate.open()
+    passes = len(engine.passes)
+    await device.draw(request(engine, rows=2, max_draws=10))
+    assert len(engine.passes) == passes + 1
+    assert device.queued_work == 0
+    device.close()
+    assert device.join(30)
+
+
+async def test_rows_that_are_settled_cost_no_work(worker: DeviceWorker, engine: Hooked) -> None:
+    asked = request(engine, rows=9, max_draws=160, stopping=Stopping(StoppingRule.TOLERANCE, target=0.003))
+    drawn = await worker.draw(asked)
+    assert_same(drawn.predictive, alone(asked))
+    assert worker.counters.work == drawn.predictive.draws.sum() < 9 * 160
 
 
 class Slow(ModelVersion):
