@@ -17,6 +17,10 @@ from dubito_models.program import Boundary, StochasticProgram
 from dubito_models.thinning import Design, Masks
 
 TOLERANCE = 1e-5
+ROUNDING = 0.05  # of the draws' standard deviation: what bfloat16 may move them by
+_ROUNDED_DRAWS = 32  # by which that is judged, ...
+_PASS = 4  # ... so many in one pass
+_LEAST_SPREAD = 0.1  # of the usual one: an output that hardly moves in some row is not held to less
 
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 
@@ -27,6 +31,15 @@ class Audit:
 
     parity: float  # largest difference of the bypassed program from the standard path, relative to its scale
     vmapped: bool  # whether many draws can be run by one vmapped pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What rounding does to draws, in their own standard deviations: the most of any output of any row."""
+
+    draw: float  # the root mean square, over draws, of what a single one is off
+    mean: float  # what the mean over draws is off
+    vmapped: bool  # whether many rounded draws can be run by one vmapped pass
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -101,3 +114,52 @@ def _audit_many(program: StochasticProgram, boundary: Boundary, several: Sequenc
     except Exception:  # an operator without a batching rule; the loop serves
         return False
     return difference(batched, looped) <= TOLERANCE
+
+
+def audit_rounding(
+    exact: StochasticProgram, rounded: StochasticProgram, masks: Masks, samples: Sequence[Mapping[str, Tensor]]
+) -> Rounding:
+    """Hold a program in bfloat16 to the same one in float32, under the same masks; `AuditFailed` has the figures.
+
+    A draw's standard deviation is that of an output in a row, over independent draws; where it is less than a tenth of
+    that output's usual one (root mean square over rows), a tenth of the usual one.
+    """
+    with torch.inference_mode():
+        reports = [_audit_rounding(exact, rounded, masks, sample) for sample in samples]
+    draw, mean = (float(np.max(errors)) for errors in zip(*((r.draw, r.mean) for r in reports), strict=True))
+    if not draw <= ROUNDING:  # nor NaN; and the mean is off by no more than draws are
+        raise AuditFailed(
+            f"in bfloat16 a draw is off by {draw:.2g} of the draws' standard deviation, and the mean over draws by "
+            f"{mean:.2g} (accepted {ROUNDING}); pack with precision float32"
+        )
+    return Rounding(draw, mean, all(r.vmapped for r in reports))
+
+
+def _audit_rounding(
+    exact: StochasticProgram, rounded: StochasticProgram, masks: Masks, inputs: Mapping[str, Tensor]
+) -> Rounding:
+    here = {name: value.to(exact.device) for name, value in inputs.items()}
+    boundary, other = exact.prefix(here), rounded.prefix(here)
+    several = masks.draws(boundary.symbols, 0, Design.INDEPENDENT, 0, _ROUNDED_DRAWS)
+    one_by_one = [[mask[i] for mask in several] for i in range(_ROUNDED_DRAWS)]
+    expected = torch.stack([exact.suffix(boundary, draw) for draw in one_by_one])
+    try:
+        passes = [[mask[i : i + _PASS] for mask in several] for i in range(0, _ROUNDED_DRAWS, _PASS)]
+        errors = _measure_errors(expected, torch.cat([rounded.many(other, chunk) for chunk in passes]))
+    except Exception:  # an operator without a batching rule; the loop serves
+        errors = (float("inf"), float("inf"))
+    if errors[0] <= ROUNDING:
+        return Rounding(*errors, vmapped=True)
+    looped = torch.stack([rounded.suffix(other, draw) for draw in one_by_one])
+    return Rounding(*_measure_errors(expected, looped), vmapped=False)
+
+
+def _measure_errors(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Return the errors of a draw and of the mean over draws, in standard deviations; draws (S, B) or (S, B, K)."""
+    exact = expected.double().reshape(*expected.shape[:2], -1)  # (S, B, K)
+    gap = found.double().reshape(exact.shape) - exact
+    spread = exact.std(0)
+    usual = spread.square().mean(0).sqrt()  # (K,)
+    least = TOLERANCE * exact.abs().amax((0, 1)).clamp_min(1.0)  # less is rounding in float32 too
+    unit = torch.maximum(spread, torch.maximum(_LEAST_SPREAD * usual, least))
+    return float((gap.square().mean(0).sqrt() / unit).max()), float((gap.mean(0).abs() / unit).max())

@@ -41,11 +41,22 @@ from dubito_models.predictive import (
     to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
-from dubito_models.stopping import ALL_DRAWS, Stopping, StoppingRule, count_looks, next_look, settled
+from dubito_models.stopping import (
+    ALL_DRAWS,
+    ErrorRatios,
+    Stopping,
+    StoppingRule,
+    count_looks,
+    measure_error_ratios,
+    next_look,
+    settled,
+)
 from dubito_models.thinning import Design, Masks
 
 MAX_SEED = 2**64 - 1
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
+
+_RATIO_ROWS, _RATIO_GROUPS = 128, 32  # to measure what balance gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +262,8 @@ class Engine:
         if rest or groups < run.plan.first_look or next_look(groups - 1) != groups or run.moments is None:
             return run
         stopping, look = run.plan.spec.stopping, count_looks(groups) - count_looks(run.plan.first_look - 1)
-        done = settled(stopping, run.moments, look, self._balances(run.plan))
+        ratios = None if run.calibration is None else run.calibration.error_ratios
+        done = settled(stopping, run.moments, look, self._balances(run.plan), ratios)
         if not done.any():
             return run
         aside, left = (torch.from_numpy(np.flatnonzero(which)) for which in (done, ~done))
@@ -388,6 +400,18 @@ class Engine:
         if found.mean is not None and found.variance is None and self._noise_variance is not None:
             return replace(found, variance=torch.as_tensor(self._noise_variance).expand_as(found.mean))
         return found
+
+
+def measure_balance(engine: Engine, inputs: Mapping[str, Tensor], calibration: Calibration) -> ErrorRatios | None:
+    """Measure what the balanced design gains, on the first rows of `inputs`, (B, ...); None: nothing is balanced."""
+    if not any(engine.masks.balanced):
+        return None
+    g = engine.masks.group_size
+    some = {name: value[:_RATIO_ROWS] for name, value in inputs.items()}
+    drawn = engine.draws(some, SamplingSpec(max_draws=g * _RATIO_GROUPS, design=Design.BALANCED))
+    found = calibration.apply(drawn)
+    values = found.mean if found.log_probabilities is None else found.log_probabilities.exp()
+    return measure_error_ratios(to_numpy(values), [g] * _RATIO_GROUPS, engine.head.task)
 
 
 def wants(run: Run, *, watched: bool = False) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from dubito_models.precision import is_matrix_product
 from dubito_models.rewriting import multiply_by_mask
 
 aten = torch.ops.aten
@@ -74,6 +75,9 @@ def _rank(node: fx.Node) -> int:
 
 
 def _keeps_leading_axes(node: fx.Node, drawn: set[fx.Node]) -> bool:
+    if is_matrix_product(node):
+        value = node.args[1]
+        return isinstance(value, fx.Node) and _rank(value) >= 2
     if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
         return False
     name = node.target._schema.name.removeprefix("aten::")

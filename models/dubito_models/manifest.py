@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Head, Task
+from dubito_models.precision import Precision
 from dubito_models.thinning import Design
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -89,6 +90,8 @@ class Manifest(_Stored):
     default_draws: Annotated[int, Field(ge=1)]
     default_seed: Annotated[int, Field(ge=0, lt=2**64)]
     noise_variance: tuple[float, ...] | None = None
+    precision: Precision = Precision.FLOAT32
+    rounding: float = 0.0  # what bfloat16 moved a draw of the packing example by, in the draws' standard deviations
     parity: float
     checksums: dict[str, str]
     warnings: tuple[str, ...] = ()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from dubito_models.archive import read_program
-from dubito_models.audit import audit
+from dubito_models.audit import audit, audit_rounding
 from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import Defaults, Engine, SamplingSpec
+from dubito_models.engine import Defaults, Engine, SamplingSpec, measure_balance
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
 from dubito_models.files import write_atomically
 from dubito_models.heads import Task
 from dubito_models.manifest import NAME, InputSignature, Manifest, SiteEntry, read_inputs
+from dubito_models.precision import Precision, has_bfloat16_products
 from dubito_models.predictive import Predictive
 from dubito_models.program import StochasticProgram
 from dubito_models.sites import Site
@@ -38,6 +41,7 @@ from dubito_models.thinning import Masks
 PROGRAM, STANDARD, MANIFEST = "program.pt2", "standard.onnx", "manifest.json"
 CALIBRATIONS, CURRENT = "calibrations", "current"
 _AUDIT_ROWS = 3
+log = logging.getLogger(__name__)
 
 
 class ModelVersion:
@@ -102,12 +106,14 @@ class ModelVersion:
             seed=plan.seed,
             design=plan.design.value,
             group_size=plan.group_size,
+            precision=self.manifest.precision.value,
             program=self.manifest.checksums[PROGRAM],
             data_fingerprint=fingerprint({**{n: t.numpy() for n, t in tensors.items()}, "labels": values}),
             rows=len(values),
             nll_before=fitted.nll_before,
             nll_after=fitted.nll_after,
         )
+        calibration = replace(calibration, error_ratios=measure_balance(self.engine, tensors, calibration))
         self.save_calibration(calibration)
         return calibration
 
@@ -169,28 +175,42 @@ def load_version(folder: Path) -> ModelVersion:
 
 def open_version(folder: Path, manifest: Manifest) -> ModelVersion:
     """Load what a manifest describes from a folder, committed or not yet."""
-    program = StochasticProgram(
-        read_program(_read_checked(folder, PROGRAM, manifest)),
-        {entry.name: entry.free for entry in manifest.inputs},
-        manifest.output_index,
-    )
-    balanced = tuple(entry.balanced for entry in manifest.sites)
-    if len(balanced) != len(program.sites) or manifest.sites != tuple(map(enter_site, program.sites, balanced)):
-        raise CorruptVersion(f"{MANIFEST}: its sites are not those of {PROGRAM}")
-    masks = Masks(program, group_size=manifest.group_size, balanced=balanced, kept_seed=manifest.default_seed)
+    exported = read_program(_read_checked(folder, PROGRAM, manifest))
     names = [entry.name for entry in manifest.inputs]
     standard = StandardPath(_read_checked(folder, STANDARD, manifest), names, manifest.output_index)
-    found = audit(program, standard.run, masks, _make_samples(manifest.inputs))
+    program, vmapped = _open_program(exported, manifest, standard)
+    balanced = tuple(entry.balanced for entry in manifest.sites)
     noise = manifest.noise_variance
     engine = Engine(
         program,
-        masks,
+        Masks(program, group_size=manifest.group_size, balanced=balanced, kept_seed=manifest.default_seed),
         manifest.head,
         Defaults(manifest.default_draws, manifest.default_seed, manifest.design),
         noise_variance=None if noise is None else np.asarray(noise),
-        vmapped=found.vmapped,
+        vmapped=vmapped,
     )
     return ModelVersion(folder, manifest, engine, standard)
+
+
+def _open_program(
+    exported: ExportedProgram, manifest: Manifest, standard: StandardPath
+) -> tuple[StochasticProgram, bool]:
+    """Return the program in the manifest's precision, and whether it vmaps; the laws are held to in float32."""
+    axes = {entry.name: entry.free for entry in manifest.inputs}
+    program = StochasticProgram(exported, axes, manifest.output_index)
+    balanced = tuple(entry.balanced for entry in manifest.sites)
+    if len(balanced) != len(program.sites) or manifest.sites != tuple(map(enter_site, program.sites, balanced)):
+        raise CorruptVersion(f"{MANIFEST}: its sites are not those of {PROGRAM}")
+    masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
+    samples = _make_samples(manifest.inputs)
+    found = audit(program, standard.run, masks, samples)
+    if manifest.precision is Precision.FLOAT32:
+        return program, found.vmapped
+    if not has_bfloat16_products():
+        label = f"{manifest.name} version {manifest.version}"
+        log.warning("%s is in bfloat16, which this processor does not multiply: same numbers, not faster", label)
+    rounded = StochasticProgram(exported, axes, manifest.output_index, manifest.precision)
+    return rounded, audit_rounding(program, rounded, masks, samples).vmapped
 
 
 def _read_manifest(folder: Path) -> Manifest:

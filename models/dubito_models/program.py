@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
 from dubito_models.leading import lead_with_draws
+from dubito_models.precision import Precision, hold_weights, round_products
 from dubito_models.rewriting import (
     alpha_masked,
     find_source,
@@ -37,6 +38,7 @@ from dubito_models.sites import (
     Symbols,
     evaluate_size,
     expression_of,
+    find_reached,
     is_size,
     name_symbols,
     rewrite_sites,
@@ -63,7 +65,13 @@ _BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_traini
 class StochasticProgram:
     """A network cut into `prefix` and `suffix`; no state of training or evaluation, no randomness of its own."""
 
-    def __init__(self, exported: ExportedProgram, inputs: Mapping[str, Mapping[int, str]], output: int = 0) -> None:
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        inputs: Mapping[str, Mapping[int, str]],
+        output: int = 0,
+        precision: Precision = Precision.FLOAT32,
+    ) -> None:
         """Rewrite and cut; `inputs` names the inputs in order and their free axes, `output` is a flat index.
 
         Raises `NoDropout`, `UnknownRandomness` or `UnsupportedNetwork` for what cannot be served.
@@ -76,9 +84,11 @@ class StochasticProgram:
         self._symbols = name_symbols(module.graph, inputs)
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
+        self.rounded_products = round_products(module, masks) if precision is Precision.BFLOAT16 else 0
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
-        self._led = self._lead()
         self.device = torch.device("cpu")
+        hold_weights(self._suffix.module, self.device)
+        self._led = self._lead()
 
     def _lead(self) -> fx.GraphModule | None:
         return None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)
@@ -87,6 +97,7 @@ class StochasticProgram:
         """Move the weights to a device, in place; returns self."""
         self._prefix.module.to(device)
         self._suffix.module.to(device)
+        hold_weights(self._suffix.module, device)
         self._led = self._lead()  # anew, so that it shares the moved weights
         self.device = device
         return self
@@ -298,10 +309,7 @@ def _cut(
 ) -> tuple[_Part, _Part, tuple[int | None, ...]]:
     """Split into prefix and suffix; also the row axis of each tensor that crosses (None: it has no rows)."""
     graph = module.graph
-    random = set(masks)
-    for node in graph.nodes:
-        if not is_size(node) and any(parent in random for parent in node.all_input_nodes):
-            random.add(node)
+    random = find_reached(graph, masks)
     refuse_shared_writes(graph, random)
     later = [node for node in graph.nodes if node in random and node.op == "call_function"]
     later = _with_row_numbers(graph, later)

@@ -5,7 +5,7 @@ Sizes are expressions of the graph's symbols; every free axis has a name of ours
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -116,11 +116,20 @@ def name_symbols(graph: fx.Graph, inputs: Mapping[str, Mapping[int, str]]) -> Sy
     return SymbolNames(tuple(origins), of_label)
 
 
+def find_reached(graph: fx.Graph, masks: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the masks and the tensors that depend on them."""
+    reached = set(masks)
+    for node in graph.nodes:
+        if not is_size(node) and any(parent in reached for parent in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
 def _is_random(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and (torch.Tag.nondeterministic_seeded in node.target.tags)
 
 
-def _argument(node: fx.Node, name: str) -> Any:
+def read_argument(node: fx.Node, name: str) -> Any:
     """Return an argument of an ATen call by its name in the operator's schema."""
     schema = node.target._schema  # type: ignore[union-attr]
     for index, argument in enumerate(schema.arguments):
@@ -221,10 +230,10 @@ def _recognise(node: fx.Node) -> _Dropout | None:
     """Tell what dropout a random node is, or None where it is switched off; refuse everything else."""
     target = node.target
     if target in _MODULES:
-        kind, rate, active = _MODULES[target], _argument(node, "p"), _argument(node, "train")
+        kind, rate, active = _MODULES[target], read_argument(node, "p"), read_argument(node, "train")
         found = (kind, rate, node, False, False)
     elif target is _ATTENTION:
-        active, found = True, (SiteKind.ATTENTION, _argument(node, "dropout_p"), node, False, False)
+        active, found = True, (SiteKind.ATTENTION, read_argument(node, "dropout_p"), node, False, False)
     elif (decision := _find_decision(node)) is not None:
         keep, replaced = decision
         whole = not any(isinstance(size, int) and size > 1 for size in replaced.meta["val"].shape)
@@ -260,7 +269,7 @@ def _find_decision(node: fx.Node) -> tuple[float, fx.Node] | None:
     Known are `bernoulli_(keep)` and `floor(keep + rand)`: of dropped residual branches, locked dropout and the like.
     """
     if node.target in _BERNOULLI:
-        keep = _argument(node, "p")
+        keep = read_argument(node, "p")
         return (keep, node) if isinstance(keep, float) else None
     if node.target is not aten.rand.default or len(node.users) != 1:
         return None
@@ -290,7 +299,9 @@ def switch_off(graph: fx.Graph) -> tuple[str, ...]:
     places: list[str] = []
     for node in graph.nodes:
         flag = "train" if node.target in _MODULES else "dropout_p" if node.target is _ATTENTION else None
-        if flag is None or _argument(node, "p" if flag == "train" else flag) == 0.0 or not _argument(node, flag):
+        if flag is None or not read_argument(node, flag):
+            continue
+        if read_argument(node, "p" if flag == "train" else flag) == 0.0:
             continue
         places.append(find_source(node))
         _set_argument(node, flag, False if flag == "train" else 0.0)
@@ -301,9 +312,9 @@ def _is_switched_off(node: fx.Node) -> bool:
     """Tell whether a random operator's own arguments keep it from drawing (train=False, rate 0)."""
     schema = {argument.name for argument in node.target._schema.arguments}  # type: ignore[union-attr]
     for flag in ("train", "training"):
-        if flag in schema and _argument(node, flag) is False:
+        if flag in schema and read_argument(node, flag) is False:
             return True
-    return any(rate in schema and _argument(node, rate) == 0.0 for rate in ("dropout", "dropout_p"))
+    return any(rate in schema and read_argument(node, rate) == 0.0 for rate in ("dropout", "dropout_p"))
 
 
 def _mask_shape(found: _Dropout, symbols: SymbolNames) -> tuple[tuple[str, ...], int | None]:
@@ -351,7 +362,7 @@ def _replacement(graph: fx.Graph, found: _Dropout, mask: fx.Node, axis: int | No
     if found.decides:
         return graph.call_function(spread_over_rows, (mask, axis))
     if kind is SiteKind.ATTENTION:
-        arguments = {name: _argument(node, name) for name in ("attn_mask", "is_causal", "scale", "enable_gqa")}
+        arguments = {name: read_argument(node, name) for name in ("attn_mask", "is_causal", "scale", "enable_gqa")}
         return graph.call_function(masked_attention, (*node.args[:3], mask, axis), arguments)
     trailing = node.meta["val"].dim() - 2 if kind in _BY_CHANNEL else 0
     if kind in (SiteKind.ALPHA, SiteKind.CHANNEL_ALPHA):

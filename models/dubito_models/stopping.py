@@ -22,6 +22,7 @@ from dubito_models.heads import Task
 from dubito_models.predictive import Array, Moments, StopReason, classify, spread, to_numpy
 
 ENOUGH_GROUPS = 4  # from which on the scatter between groups tells the standard error
+_PRIOR_FREEDOM = 2  # degrees of freedom that a ratio of standard errors counts for
 
 
 class StoppingRule(StrEnum):
@@ -39,6 +40,20 @@ class Quantity(StrEnum):
     MEAN = "mean"
     PREDICTIVE_ENTROPY = "predictive_entropy"
     MUTUAL_INFORMATION = "mutual_information"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRatios:
+    """What a version's balanced design gains: true standard errors over those of the formula for independent draws."""
+
+    mean: float
+    predictive_entropy: float
+    mutual_information: float
+
+    def of(self, quantity: Quantity) -> float:
+        """Return the ratio for a quantity."""
+        ratio: float = getattr(self, quantity.value)
+        return ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +122,9 @@ def count_looks(groups: int) -> int:
     return groups.bit_length() + (groups // 3).bit_length()
 
 
-def settled(stopping: Stopping, moments: Moments, look: int, balanced: bool) -> NDArray[np.bool_]:
+def settled(
+    stopping: Stopping, moments: Moments, look: int, balanced: bool, ratios: ErrorRatios | None = None
+) -> NDArray[np.bool_]:
     """Return for each row (B,) whether its draws, which `moments` keeps, are enough at this look, from 1."""
     assert moments.draws is not None
     draws = to_numpy(moments.draws)  # (S, B, K)
@@ -115,7 +132,8 @@ def settled(stopping: Stopping, moments: Moments, look: int, balanced: bool) -> 
         return np.zeros(draws.shape[1], dtype=np.bool_)
     if stopping.rule is StoppingRule.TOLERANCE:
         assert stopping.target is not None
-        error = standard_error(_influence(stopping.quantity, draws), moments.count, balanced)
+        ratio = None if ratios is None else ratios.of(stopping.quantity)
+        error = standard_error(_influence(stopping.quantity, draws), moments.count, balanced, ratio)
         worst = error.reshape(draws.shape[1], -1).max(1)
         enough: NDArray[np.bool_] = np.round(worst / stopping.target, 6) <= 1.0
         return enough
@@ -127,18 +145,39 @@ def settled(stopping: Stopping, moments: Moments, look: int, balanced: bool) -> 
     return _is_off(stopping.quantity, stopping.target, draws, moments, balanced, alpha)
 
 
-def standard_error(values: Array, counts: Sequence[int], balanced: bool) -> Array:
+def standard_error(values: Array, counts: Sequence[int], balanced: bool, ratio: float | None = None) -> Array:
     """Return the standard error of the mean of values (S, ...), which come in groups of `counts`.
 
-    Between groups where a balanced design has made four or more; else the formula for independent draws, which is
-    conservative under balance.
+    Of balanced draws: between groups where there are four or more; else by the formula for independent draws, which is
+    conservative, times `ratio` where it is known. With both, their squares are pooled by degrees of freedom.
     """
-    if balanced and len(counts) >= ENOUGH_GROUPS:
-        means = _group_means(values, counts)
-        between: Array = means.std(0, ddof=1) / math.sqrt(len(counts))
-        return between
     independent: Array = values.std(0, ddof=1) / math.sqrt(len(values))
-    return independent
+    if not balanced:
+        return independent
+    expected = independent if ratio is None else ratio * independent
+    if len(counts) < ENOUGH_GROUPS:
+        return expected
+    freedom = len(counts) - 1
+    between: Array = _group_means(values, counts).std(0, ddof=1) / math.sqrt(len(counts))
+    if ratio is None:
+        return between
+    pooled: Array = np.sqrt((_PRIOR_FREEDOM * expected**2 + freedom * between**2) / (_PRIOR_FREEDOM + freedom))
+    return pooled
+
+
+def measure_error_ratios(draws: Array, counts: Sequence[int], task: Task) -> ErrorRatios:
+    """Return the ratios of balanced draws (S, B, K) in many groups of equal `counts`, pooled over rows and outputs."""
+
+    def ratio(values: Array) -> float:
+        groups = len(counts)
+        between = _group_means(values, counts).var(0, ddof=1)
+        variance = values.var(0) + between / groups  # of a draw, unbiased
+        independent = variance.sum() / counts[0]
+        return 1.0 if independent == 0.0 else min(1.0, math.sqrt(between.sum() / independent))
+
+    if task is Task.REGRESSION:
+        return ErrorRatios(ratio(draws), 1.0, 1.0)
+    return ErrorRatios(*(ratio(_influence(quantity, draws)) for quantity in Quantity))
 
 
 def _group_means(values: Array, counts: Sequence[int]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,20 @@ from scipy import special, stats
 
 from dubito_models.engine import Engine, Run, SamplingSpec, wants
 from dubito_models.errors import InvalidArgument
-from dubito_models.heads import Decoded
+from dubito_models.heads import Decoded, Task
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Classification, Regression, StopReason, gather
-from dubito_models.stopping import Quantity, Stopping, StoppingRule, count_looks, next_look, settled, standard_error
+from dubito_models.stopping import (
+    ErrorRatios,
+    Quantity,
+    Stopping,
+    StoppingRule,
+    count_looks,
+    measure_error_ratios,
+    next_look,
+    settled,
+    standard_error,
+)
 from dubito_models.thinning import Design
 from networks import sample
 
@@ -144,6 +155,59 @@ def test_the_error_between_groups_sees_what_balance_gains() -> None:
     counts = [G] * 8
     assert (standard_error(values, counts, True) < 0.1 * standard_error(values, counts, False)).all()
     assert np.array_equal(standard_error(values[:20], counts[:2], True), standard_error(values[:20], counts[:2], False))
+
+
+def test_a_known_ratio_is_pooled_with_what_groups_say() -> None:
+    random = np.random.default_rng(8)
+    values, counts = random.normal(size=(80, 6)), [G] * 8
+    plain, between = standard_error(values, counts, False), standard_error(values, counts, True)
+    assert np.array_equal(
+        standard_error(values[:20], counts[:2], True, 0.5), 0.5 * standard_error(values[:20], [20], False)
+    )
+    pooled = standard_error(values, counts, True, 0.5)
+    np.testing.assert_allclose(pooled**2, (2 * (0.5 * plain) ** 2 + 7 * between**2) / 9)
+    assert np.array_equal(standard_error(values, counts, False, 0.5), plain)
+
+
+def test_ratios_of_draws_that_cancel_are_small_and_of_independent_ones_one() -> None:
+    """128 groups: the ratio's own standard error is 1 / sqrt(2 x 127) = .06; 4 of them."""
+    random = np.random.default_rng(9)
+    half = random.normal(size=(128, G // 2, 30, 2))
+    cancelling = np.concatenate([half, -half], 1).reshape(128 * G, 30, 2) + 0.1 * random.normal(size=(128 * G, 30, 2))
+    assert measure_error_ratios(cancelling, [G] * 128, Task.REGRESSION).mean == pytest.approx(0.1, rel=0.25)
+    draws = softmax_draws(30, 0.8, 0.5, seed=3, draws=128 * G)
+    ratios = measure_error_ratios(draws, [G] * 128, Task.CLASSIFICATION)
+    for quantity in Quantity:
+        assert ratios.of(quantity) == pytest.approx(1.0, abs=0.25)
+    same = np.ones((128 * G, 30, 2))
+    assert measure_error_ratios(same, [G] * 128, Task.REGRESSION) == ErrorRatios(1.0, 1.0, 1.0)
+
+
+def test_a_calibrated_version_tolerates_earlier_at_no_more_error(packed: Packed, tmp_path: Path) -> None:
+    """The ratio measured at calibration spares draws; errors over 24 seeds stay what was tolerated (within 15 %)."""
+    version = load_version(shutil.copytree(packed("mlp").folder, tmp_path / "mlp" / "1"))
+    rows, inputs = sample("mlp", 200, seed=9)["input"].numpy(), sample("mlp", 16)
+    calibration = version.calibrate(rows, np.arange(200) % 4)
+    assert calibration.error_ratios is not None
+    assert calibration.error_ratios.mean < 0.8
+    assert version.calibration == load_version(version.folder).calibration == calibration
+    truth = version.engine.predict(inputs, SamplingSpec(max_draws=8000, seed=1000), calibration).answer
+    assert isinstance(truth, Classification)
+    usual = version.engine.predict(inputs, SamplingSpec(max_draws=30, design=Design.INDEPENDENT), calibration)
+    assert usual.standard_error is not None
+    target = float(np.median(usual.standard_error.max(1)))
+    used: dict[bool, list[float]] = {True: [], False: []}
+    errors = []
+    for known, ratio in ((True, calibration), (False, replace(calibration, error_ratios=None))):
+        for seed in range(24):
+            spec = SamplingSpec(max_draws=640, seed=seed, stopping=Stopping(StoppingRule.TOLERANCE, target=target))
+            found = version.engine.predict(inputs, spec, ratio)
+            assert isinstance(found.answer, Classification)
+            used[known].append(found.draws.mean())
+            if known:
+                errors.append(found.answer.probabilities - truth.probabilities)
+    assert np.mean(used[True]) < 0.9 * np.mean(used[False])
+    assert np.sqrt((np.stack(errors) ** 2).mean(0)).max() < 1.15 * target
 
 
 def rule_for(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dubito_models.heads import Decoded
+from dubito_models.stopping import ErrorRatios
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Calibration:
     `temperature`: p proportional to p ** (1 / temperature), that is softmax(logits / temperature). `noise_scale`: the
     noise variance of a regression times this factor. `identity`: nothing, because neither improved the likelihood.
 
+    `error_ratios` tell a tolerance how much smaller the standard errors of balanced draws are than the formula's.
     `program` is the checksum of the program it was fitted for. An answer drawn with the same `seed`, `design` and
     number of `draws` is the same function of its row that was calibrated; any other is only close to it.
     """
@@ -42,6 +44,7 @@ class Calibration:
     estimator: str = "plain"
     precision: str = "float32"
     fan_out: int = 1
+    error_ratios: ErrorRatios | None = None  # what balance gains in draws
 
     @property
     def id(self) -> str:
