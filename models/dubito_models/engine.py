@@ -55,7 +55,6 @@ from dubito_models.thinning import Design, Masks
 
 MAX_SEED = 2**64 - 1
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
-
 _RATIO_ROWS, _RATIO_GROUPS = 128, 32  # to measure what balance gains
 
 
@@ -343,7 +342,8 @@ class Engine:
         plain = [part.plain for part in parts if part.plain is not None]
         whole_plain = join_rows(plain) if plain else None
         balanced = self._balances(plan)
-        scatter = spread(moments, balanced)
+        ratios = None if calibration is None else calibration.error_ratios
+        scatter = spread(moments, balanced, None if ratios is None else ratios.mean)
         whole = Predictive(
             answer=self._end(moments, scatter, plan.spec, calibration),
             uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,

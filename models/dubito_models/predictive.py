@@ -22,6 +22,9 @@ from dubito_models.heads import Decoded
 
 Array = NDArray[np.float64]
 
+ENOUGH_GROUPS = 4  # from which on the scatter between groups tells the standard error
+_PRIOR_FREEDOM = 2  # degrees of freedom that a ratio of standard errors counts for
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -160,25 +163,43 @@ def totals(moments: Moments) -> tuple[Array, Array]:
     return mean, m2.sum(0) + (weights * (means - mean) ** 2).sum(0)
 
 
-def spread(moments: Moments, balanced: bool) -> Spread:
-    """Estimate mean, a draw's variance and the mean's standard error.
+def spread(moments: Moments, balanced: bool, ratio: float | None = None) -> Spread:
+    """Estimate mean, a draw's variance and the mean's standard error (`ratio`: see `balanced_error`).
 
     Balanced draws of one group repel each other, so the pooled variance is biased upwards. With two groups or more
     the variance is mean(y^2) less the mean over pairs of groups of the product of their means, which is unbiased
-    and equals M2 / S + s_b^2 / G, s_b^2 being the variance between group means. The standard error is s_b / sqrt(G)
-    with four groups or more, else the formula for independent draws, which is conservative under balance.
+    and equals M2 / S + s_b^2 / G, s_b^2 being the variance between group means.
     """
     draws, groups = moments.total, len(moments.count)
     mean, m2 = totals(moments)
     if draws < 2:
         return Spread(mean, None, None)
-    independent = m2 / (draws - 1)
-    if not balanced or groups < 2:
-        return Spread(mean, independent, np.sqrt(independent / draws))
-    between = to_numpy(moments.mean).var(axis=0, ddof=1)
-    variance = m2 / draws + between / groups
-    error = np.sqrt(between / groups) if groups >= 4 else np.sqrt(variance / draws)
-    return Spread(mean, variance, error)
+    variance = m2 / (draws - 1)
+    if not balanced:
+        return Spread(mean, variance, np.sqrt(variance / draws))
+    if groups < 2:
+        return Spread(mean, variance, balanced_error(np.sqrt(variance / draws), None, groups, ratio))
+    between = to_numpy(moments.mean).var(axis=0, ddof=1) / groups
+    variance = m2 / draws + between
+    return Spread(mean, variance, balanced_error(np.sqrt(variance / draws), np.sqrt(between), groups, ratio))
+
+
+def balanced_error(independent: Array, between: Array | None, groups: int, ratio: float | None) -> Array:
+    """Return the standard error of a mean over balanced draws, from two that are off in different ways.
+
+    `independent` is the formula for independent draws, which is conservative under balance; times `ratio`, where the
+    version's is known, it is right on the average over rows. `between` comes from the scatter between groups, which is
+    right for each row, but rough: it counts from four groups on. With both, their squares are pooled by degrees of
+    freedom.
+    """
+    expected = independent if ratio is None else ratio * independent
+    if between is None or groups < ENOUGH_GROUPS:
+        return expected
+    if ratio is None:
+        return between
+    freedom = groups - 1
+    pooled: Array = np.sqrt((_PRIOR_FREEDOM * expected**2 + freedom * between**2) / (_PRIOR_FREEDOM + freedom))
+    return pooled
 
 
 def joint_covariance(moments: Moments, balanced: bool) -> Array | None:

@@ -19,10 +19,16 @@ from scipy import special, stats
 
 from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Task
-from dubito_models.predictive import Array, Moments, StopReason, classify, spread, to_numpy
-
-ENOUGH_GROUPS = 4  # from which on the scatter between groups tells the standard error
-_PRIOR_FREEDOM = 2  # degrees of freedom that a ratio of standard errors counts for
+from dubito_models.predictive import (
+    ENOUGH_GROUPS,
+    Array,
+    Moments,
+    StopReason,
+    balanced_error,
+    classify,
+    spread,
+    to_numpy,
+)
 
 
 class StoppingRule(StrEnum):
@@ -146,23 +152,14 @@ def settled(
 
 
 def standard_error(values: Array, counts: Sequence[int], balanced: bool, ratio: float | None = None) -> Array:
-    """Return the standard error of the mean of values (S, ...), which come in groups of `counts`.
-
-    Of balanced draws: between groups where there are four or more; else by the formula for independent draws, which is
-    conservative, times `ratio` where it is known. With both, their squares are pooled by degrees of freedom.
-    """
-    independent: Array = values.std(0, ddof=1) / math.sqrt(len(values))
-    if not balanced:
-        return independent
-    expected = independent if ratio is None else ratio * independent
-    if len(counts) < ENOUGH_GROUPS:
-        return expected
-    freedom = len(counts) - 1
-    between: Array = _group_means(values, counts).std(0, ddof=1) / math.sqrt(len(counts))
-    if ratio is None:
-        return between
-    pooled: Array = np.sqrt((_PRIOR_FREEDOM * expected**2 + freedom * between**2) / (_PRIOR_FREEDOM + freedom))
-    return pooled
+    """Return the standard error of the mean of values (S, ...), which come in groups of `counts`."""
+    groups, draws = len(counts), len(values)
+    if not balanced or groups < 2:
+        independent: Array = values.std(0, ddof=1) / math.sqrt(draws)
+        return balanced_error(independent, None, groups, ratio) if balanced else independent
+    between = _group_means(values, counts).var(0, ddof=1) / groups
+    unbiased = values.var(0) + between  # as `spread` has it
+    return balanced_error(np.sqrt(unbiased / draws), np.sqrt(between), groups, ratio)
 
 
 def measure_error_ratios(draws: Array, counts: Sequence[int], task: Task) -> ErrorRatios:

@@ -154,18 +154,20 @@ def test_the_error_between_groups_sees_what_balance_gains() -> None:
     values = np.concatenate([half, -half], 1).reshape(8 * G, 40) + 0.01 * random.normal(size=(8 * G, 40))
     counts = [G] * 8
     assert (standard_error(values, counts, True) < 0.1 * standard_error(values, counts, False)).all()
-    assert np.array_equal(standard_error(values[:20], counts[:2], True), standard_error(values[:20], counts[:2], False))
+    few, formula = (standard_error(values[:20], counts[:2], balanced) for balanced in (True, False))
+    assert (few > 0.5 * formula).all()
 
 
 def test_a_known_ratio_is_pooled_with_what_groups_say() -> None:
     random = np.random.default_rng(8)
     values, counts = random.normal(size=(80, 6)), [G] * 8
     plain, between = standard_error(values, counts, False), standard_error(values, counts, True)
-    assert np.array_equal(
-        standard_error(values[:20], counts[:2], True, 0.5), 0.5 * standard_error(values[:20], [20], False)
-    )
+    for groups in (1, 2, 3):
+        few, own = values[: groups * G], counts[:groups]
+        np.testing.assert_allclose(standard_error(few, own, True, 0.5), 0.5 * standard_error(few, own, True))
     pooled = standard_error(values, counts, True, 0.5)
-    np.testing.assert_allclose(pooled**2, (2 * (0.5 * plain) ** 2 + 7 * between**2) / 9)
+    unbiased = values.var(0) / 80 + between**2 / 80
+    np.testing.assert_allclose(pooled**2, (2 * 0.25 * unbiased + 7 * between**2) / 9)
     assert np.array_equal(standard_error(values, counts, False, 0.5), plain)
 
 
@@ -204,6 +206,9 @@ def test_a_calibrated_version_tolerates_earlier_at_no_more_error(packed: Packed,
             found = version.engine.predict(inputs, spec, ratio)
             assert isinstance(found.answer, Classification)
             used[known].append(found.draws.mean())
+            assert found.standard_error is not None
+            tolerated = np.array([reason is StopReason.TOLERANCE for reason in found.stop_reason])
+            assert (found.standard_error[tolerated] <= target * (1 + 1e-5)).all()  # the reply says what was judged
             if known:
                 errors.append(found.answer.probabilities - truth.probabilities)
     assert np.mean(used[True]) < 0.9 * np.mean(used[False])
