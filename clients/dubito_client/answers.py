@@ -105,7 +105,10 @@ class Prediction(Answer):
         return self.replay_row(0)
 
     def replay_row(self, row: int) -> Replay:
-        """Return the arguments for asking again for the row of that number alone."""
+        """Return the arguments for asking again for the row of that number alone.
+
+        Where each row has masks of its own, these depend on its place: ask for all rows again, and read this one.
+        """
         used = int(self.draws[row])
         return Replay(
             version=self.version,

@@ -97,6 +97,7 @@ def predict(
     `stopping`: a rule by which each row may take fewer draws (`Stopping`); `tolerance` is short for that of the mean.
     `coverage`: of prediction sets, `interval_level`: of intervals, `quantiles`: of regression; each in (0, 1).
     `raw_draws`: the prediction of every draw too; `joint`: the covariance of the predictions between rows.
+    `mask_scope`: "draw", one thinned network for all rows, or "row", masks of its own for each row.
     `timeout`: seconds for everything. Raises the errors of `dubito_client.errors`.
     """
     deadline = session.deadline(timeout)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from dubito_client.answers import Design, Evaluation, ModelInfo, Prediction
+from dubito_client.answers import Design, Evaluation, MaskScope, ModelInfo, Prediction
 from dubito_client.client import Client
 from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
 from dubito_client.files import read_arrays, read_table
@@ -102,6 +102,7 @@ class _Asked:
     level: float | None
     seed: int | None
     design: Design | None
+    masks_by: MaskScope | None
     coverage: float | None
     interval_level: float | None
 
@@ -129,6 +130,11 @@ class _Asked:
 @click.option("--level", type=float, help="Confidence of --stop decision and threshold.  [default: 0.95]")
 @click.option("--seed", type=int, help="Of the masks; the model's own by default.")
 @click.option("--design", type=click.Choice(["balanced", "independent"]), help="How the masks hang together.")
+@click.option(
+    "--masks-by",
+    type=click.Choice(["draw", "row"]),
+    help="Who shares masks: all rows of a draw, or no two rows.  [default: draw]",
+)
 @click.option("--coverage", type=float, help="Of prediction sets (classification), in (0, 1).")
 @click.option("--interval-level", type=float, help="Of intervals (regression), in (0, 1).")
 @click.option("--standard", is_flag=True, help="The standard path: dropout off, one pass.")
@@ -197,6 +203,7 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
         stopping=_stopping(asked),
         seed=asked.seed,
         design=asked.design,
+        mask_scope=asked.masks_by,
         coverage=asked.coverage,
         interval_level=asked.interval_level,
     )

@@ -41,6 +41,7 @@ from dubito_models.predictive import (
     to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.sites import SiteKind
 from dubito_models.stopping import (
     ALL_DRAWS,
     ErrorRatios,
@@ -51,10 +52,11 @@ from dubito_models.stopping import (
     next_look,
     settled,
 )
-from dubito_models.thinning import Design, Masks
+from dubito_models.thinning import Design, Masks, MaskScope
 
 MAX_SEED = 2**64 - 1
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
+_ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
 _RATIO_ROWS, _RATIO_GROUPS = 128, 32  # to measure what balance gains
 
 
@@ -66,6 +68,7 @@ class SamplingSpec:
     min_draws: int | None = None
     seed: int | None = None
     design: Design | None = None
+    scope: MaskScope = MaskScope.DRAW
     stopping: Stopping = ALL_DRAWS
     interval_level: float = 0.9
     quantiles: tuple[float, ...] = ()
@@ -87,6 +90,10 @@ class SamplingSpec:
         if self.joint and self.stops:
             raise InvalidArgument(
                 "joint", "true with a stopping rule", "a fixed number of draws, the same for all rows"
+            )
+        if self.joint and self.scope is MaskScope.ROW:
+            raise InvalidArgument(
+                "joint", "true with masks of its own for each row", "mask_scope draw: rows move together"
             )
         for name, levels in (("interval_level", (self.interval_level,)), ("quantiles", self.quantiles)):
             for level in levels:
@@ -158,13 +165,14 @@ class Run:
     def tile_key(self) -> tuple[object, ...]:
         """Runs of one version with equal keys can share a pass.
 
-        Same seed, design, calibration, place in the draws, and sizes but the rows; the last draws of a run, where they
-        are fewer than a group, are shared only with as many.
+        Same seed, design, scope, calibration, place in the draws, and sizes but the rows; the last draws of a run,
+        where they are fewer than a group, are shared only with as many.
         """
         sizes = tuple(sorted((name, size) for name, size in self.boundary.symbols.items() if name != ROWS))
         calibration = None if self.calibration is None else self.calibration.id
         tail = min(wants(self), self.plan.group_size)
-        return (self.plan.seed, self.plan.design, self.next_draw, tail, calibration, sizes)
+        plan = self.plan
+        return (plan.seed, plan.design, plan.spec.scope, self.next_draw, tail, calibration, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,8 @@ class Engine:
         design = spec.design or self.defaults.design
         g = self.masks.group_size if design is Design.BALANCED else 1
         spec.stopping.check(self.head.task)
+        if spec.scope is MaskScope.ROW:
+            self._refuse_weights()
         usual = self.defaults.draws
         if spec.stops:
             usual = max(usual, min(usual * _PATIENCE, affordable or usual * _PATIENCE))
@@ -218,6 +228,12 @@ class Engine:
             group_size=self.masks.group_size,
             spec=spec,
         )
+
+    def _refuse_weights(self) -> None:
+        weights = [site.name for site in self.program.sites if site.kind is SiteKind.WEIGHT]
+        if weights:
+            given = f"row, where weights are dropped ({', '.join(weights)})"
+            raise InvalidArgument("mask_scope", given, "draw: a row has no weights of its own")
 
     def start(
         self, requests: Sequence[tuple[Mapping[str, Tensor], Plan]], calibration: Calibration | None
@@ -241,7 +257,10 @@ class Engine:
         plan, first = runs[0].plan, runs[0].next_draw
         with torch.inference_mode():
             boundary = self.program.join([run.boundary for run in runs])
-            raw = self._passes(boundary, plan, first, draws)
+            if plan.spec.scope is MaskScope.ROW:
+                raw = self._passes_by_row(boundary, np.concatenate([run.active for run in runs]), plan, first, draws)
+            else:
+                raw = self._passes(boundary, plan, first, draws)
             counts = _group_counts(first, draws, self.masks.group_size)
             parts = self._gather(decode(self.head, raw), counts, runs)
         moved = [
@@ -314,6 +333,37 @@ class Engine:
                 )
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def _passes_by_row(
+        self, boundary: Boundary, numbers: NDArray[np.int64], plan: Plan, first: int, draws: int
+    ) -> Tensor:
+        """Do the same with masks of its own for each row, by their numbers (N,); rows in blocks, draws by groups."""
+        g = plan.group_size
+        shapes = self.program.mask_shapes(boundary.symbols)
+        per_row = g * max(sum(math.prod(shape) for shape in shapes), 1)
+        sizes = [len(block) for block in np.array_split(numbers, -(-len(numbers) * per_row // _ROW_MASKS))]
+        sizes = [size for size in sizes if size]
+        blocks = []
+        for part, block in zip(
+            self.program.split(boundary, sizes), np.split(numbers, np.cumsum(sizes)[:-1]), strict=True
+        ):
+            rows, found = torch.from_numpy(block), []
+            for start in range(first, first + draws, g):
+                count = min(g, first + draws - start)
+                masks = self.masks.draws(part.symbols, plan.seed, plan.design, start, count, rows)
+                found.append(self._pass_by_row(part, masks, count))
+            blocks.append(torch.cat(found))
+        return torch.cat(blocks, 1)
+
+    def _pass_by_row(self, boundary: Boundary, masks: Sequence[Tensor], draws: int) -> Tensor:
+        if self.vmaps:
+            return self.program.many_by_row(boundary, masks)
+        rows = self.program.split(boundary, [1] * boundary.rows)
+        each = [
+            torch.cat([self.program.suffix(row, [mask[draw, n] for mask in masks]) for n, row in enumerate(rows)])
+            for draw in range(draws)
+        ]
+        return torch.stack(each)
+
     def finish(self, runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
         """End runs that have drawn at least once as answers; `reason`: why those rows end that no rule has settled."""
         pieces: list[tuple[int, Part]] = []
@@ -353,6 +403,7 @@ class Engine:
             seed=plan.seed,
             design=self.masks.design_of(plan.design).value,
             group_size=self.masks.group_size,
+            scope=plan.spec.scope.value,
             calibration_id="" if calibration is None else calibration.id,
             calibration_validity=_validity(run, moments.total),
             raw_draws=to_numpy(moments.draws) if plan.spec.raw_draws and moments.draws is not None else None,
@@ -425,8 +476,8 @@ def wants(run: Run, *, watched: bool = False) -> int:
 def _validity(run: Run, draws: int) -> Validity:
     if run.calibration is None:
         return Validity.NONE
-    fitted = run.calibration.draws, run.calibration.seed, run.calibration.design
-    used = draws, run.plan.seed, run.plan.design.value
+    fitted = run.calibration.draws, run.calibration.seed, run.calibration.design, MaskScope.DRAW
+    used = draws, run.plan.seed, run.plan.design.value, run.plan.spec.scope
     return Validity.EXACT if fitted == used else Validity.APPROXIMATE
 
 

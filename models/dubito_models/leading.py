@@ -27,17 +27,17 @@ _BINARY = {"add", "div", "mul", "sub"}
 
 
 def multiply_by_masks(value: Tensor, masks: Tensor, trailing: int) -> Tensor:
-    """Multiply `value` (N, ...) or (S, N, ...) by the masks (S, ...) of S draws, which all rows share."""
-    return value * masks.reshape(masks.shape[0], 1, *masks.shape[1:], *(1,) * trailing)
+    """Multiply `value` (N, ...) or (S, N, ...) by masks (S, 1, ...), which all rows share, or (S, N, ...)."""
+    return value * masks.reshape(*masks.shape, *(1,) * trailing)
 
 
 def multiply_in_place(value: Tensor, masks: Tensor, trailing: int) -> Tensor:
     """Do the same to a value (S, N, ...) that nobody reads again."""
-    return value.mul_(masks.reshape(masks.shape[0], 1, *masks.shape[1:], *(1,) * trailing))
+    return value.mul_(masks.reshape(*masks.shape, *(1,) * trailing))
 
 
 def lead_with_draws(suffix: fx.GraphModule) -> fx.GraphModule | None:
-    """Return the suffix for masks with a leading axis of draws, or None where some operator would mistake it."""
+    """Return the suffix for masks with leading axes of draws and rows, or None where some operator would mistake it."""
     drawn: set[fx.Node] = set()
     for node in suffix.graph.nodes:
         if node.op != "call_function":

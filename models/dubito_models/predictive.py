@@ -281,6 +281,7 @@ class Predictive:
     seed: int
     design: str
     group_size: int
+    scope: str  # who shares a mask: the rows of a "draw", or none but the "row" itself
     calibration_id: str
     calibration_validity: Validity
     raw_draws: Array | None  # (S, B, K); NaN after a row's own draws

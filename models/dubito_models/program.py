@@ -142,7 +142,7 @@ class StochasticProgram:
     def many(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
         """Run S draws at once, over the leading axis of the masks; returns (S, N, ...)."""
         if self._led is not None:
-            led: Tensor = self._led(*boundary.values, *masks)
+            led: Tensor = self._led(*boundary.values, *(mask.unsqueeze(1) for mask in masks))
             return led
         fixed = (*boundary.values, *self._suffix.sizes_at(self._symbols, boundary.symbols))
 
@@ -151,6 +151,28 @@ class StochasticProgram:
             return result
 
         batched: Tensor = torch.func.vmap(one, randomness="error")(*masks)
+        return batched
+
+    def many_by_row(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        """Run S draws at once of rows that share no mask: masks (S, N, ...); returns (S, N, ...)."""
+        if self._led is not None:
+            led: Tensor = self._led(*boundary.values, *masks)
+            return led
+        rows, axes = boundary.rows, [None if axis is None else 0 for axis in self._crossing]
+        values = [  # each row a boundary of its own: (N, ..., fold, ...)
+            value
+            if axis is None
+            else value.reshape(*value.shape[:axis], rows, -1, *value.shape[axis + 1 :]).movedim(axis, 0)
+            for value, axis in zip(boundary.values, self._crossing, strict=True)
+        ]
+        sizes = self._suffix.sizes_at(self._symbols, {**boundary.symbols, ROWS: 1})
+
+        def one(values_of_a_row: Sequence[Tensor], masks_of_a_row: Sequence[Tensor]) -> Tensor:
+            result: Tensor = self._suffix.module(*values_of_a_row, *sizes, *masks_of_a_row)
+            return result.squeeze(0)
+
+        over_rows = torch.func.vmap(one, in_dims=(axes, 0), randomness="error")
+        batched: Tensor = torch.func.vmap(over_rows, in_dims=(None, 0), randomness="error")(values, list(masks))
         return batched
 
     def bypass(self, symbols: Symbols) -> list[Tensor]:
@@ -246,6 +268,11 @@ class _Part:
             ]
             _remember(self._largest, key, max(sizes))
         return self._largest[key]
+
+
+def _lead_with_rows(value: Tensor, axis: int, rows: int) -> Tensor:
+    """Turn (.., rows * c, ..) into (rows, .., c, ..): what each row has of it."""
+    return value.reshape(*value.shape[:axis], rows, -1, *value.shape[axis + 1 :]).movedim(axis, 0)
 
 
 def _remember(cache: dict[Any, Any], key: object, value: object, most: int = 4096) -> None:

@@ -2,7 +2,8 @@
 
 Bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a counter-based
 generator: the counter holds position, draw or group, and site; the key is the seed. So any mask can be made
-anywhere, in any order, on any device, and is always the same.
+anywhere, in any order, on any device, and is always the same. Where each row has masks of its own, its key is made of
+the seed and the row's number in the request.
 
 A balanced design draws in groups of g: in each group every unit is dropped in floor(g p) or ceil(g p) draws, at
 random with expectation g p, in draws chosen without replacement (Floyd's sampling; Bentley & Floyd 1987). Each
@@ -28,6 +29,9 @@ UNIT_BUDGET = 65_536  # a site with more units than this is drawn independently
 _MASK32 = 0xFFFFFFFF
 _LANES = 8  # 16-bit words of one Philox call
 _FREE_CAPACITY = 1 << 16  # of each free axis but the most significant, in a position
+_KEYS = 0xFFFFFFFF  # the last counter word of keys, which no mask has
+
+Key = tuple[int | Tensor, int | Tensor]
 
 
 class Design(StrEnum):
@@ -38,10 +42,17 @@ class Design(StrEnum):
     MIXED = "mixed"  # balanced, but some sites above the unit budget are drawn independently
 
 
-def philox(counter: Sequence[Tensor | int], key: tuple[int, int], rounds: int = 10) -> tuple[Tensor, ...]:
+class MaskScope(StrEnum):
+    """Who shares a mask: all rows of a draw, which is then one thinned network, or none."""
+
+    DRAW = "draw"
+    ROW = "row"
+
+
+def philox(counter: Sequence[Tensor | int], key: Key, rounds: int = 10) -> tuple[Tensor, ...]:
     """Return the four 32-bit words of Philox4x32 for each counter, as int64 tensors in [0, 2**32).
 
-    `counter`: four words, tensors (int64, broadcastable) or numbers; `key`: two 32-bit words.
+    `counter`: four words, `key`: two, of 32 bits; tensors (int64, broadcastable) or numbers.
     """
     words = [torch.as_tensor(word, dtype=torch.int64) for word in counter]
     c0, c1, c2, c3 = torch.broadcast_tensors(*words)  # type: ignore[no-untyped-call]
@@ -92,7 +103,17 @@ def _lattice(site: Site, shape: tuple[int, ...], device: torch.device) -> _Latti
     return _Lattice(shape, outer.reshape(-1), math.prod(shape[split:]))
 
 
-def _words(lattice: _Lattice, index: Tensor, site: int, design: int, seed: int, per_unit: int) -> Tensor:
+def _key(seed: int) -> tuple[int, int]:
+    return seed & _MASK32, seed >> 32 & _MASK32
+
+
+def row_keys(seed: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the keys (R,) of rows by their numbers (R,): Philox of the number, under the seed."""
+    low, high, *_ = philox((rows, 0, 0, _KEYS), _key(seed))
+    return low, high
+
+
+def _words(lattice: _Lattice, index: Tensor, site: int, design: int, key: Key, per_unit: int) -> Tensor:
     """Return 16-bit words (len(index), units, per_unit) for each draw or group number in `index`."""
     calls = -(-lattice.inner * per_unit // _LANES)
     device = lattice.outer.device
@@ -102,7 +123,7 @@ def _words(lattice: _Lattice, index: Tensor, site: int, design: int, seed: int, 
         index.reshape(-1, 1, 1),
         site | design << 24,
     )
-    words = philox(counter, (seed & _MASK32, seed >> 32 & _MASK32))
+    words = philox(counter, key)
     lanes = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], -1)
     flat = lanes.reshape(len(index), len(lattice.outer), -1)[..., : lattice.inner * per_unit]
     return flat.reshape(len(index), -1, per_unit).to(torch.int32)
@@ -144,26 +165,34 @@ def drop_bits(
     groups: Sequence[int],
     group_size: int,
     device: torch.device,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Return which draws of each group drop each unit: bits (G, *shape) int32, bit d for draw d of the group.
 
-    `number` is the site's place in the program; `design` BALANCED or INDEPENDENT.
+    `number` is the site's place in the program; `design` BALANCED or INDEPENDENT. With the numbers of `rows` (R,), each
+    of which has masks of its own: (G, R, *shape).
     """
     lattice = _lattice(site, shape, device)
     index = torch.as_tensor(groups, dtype=torch.int64, device=device)
+    key: Key = _key(seed)
+    shape = (len(groups), *shape) if rows is None else (len(groups), len(rows), *shape)
+    if rows is not None:
+        index = index.repeat_interleave(len(rows))
+        low, high = (word.repeat(len(groups)).reshape(-1, 1, 1) for word in row_keys(seed, rows.to(device)))
+        key = low, high
     if design is Design.BALANCED:
         few = min(site.rate, 1 - site.rate)  # the shorter list: of dropped, or of kept draws
-        words = _words(lattice, index, number, 1, seed, _words_per_unit(group_size, few))
+        words = _words(lattice, index, number, 1, key, _words_per_unit(group_size, few))
         bits = _drop_list(words, group_size, few)
         if few != site.rate:
             bits = bits ^ ((1 << group_size) - 1)
-        return bits.reshape(len(groups), *shape)
+        return bits.reshape(shape)
     threshold = round(site.rate * 65536)
-    bits = torch.zeros(len(groups), lattice.outer.numel() * lattice.inner, dtype=torch.int32, device=device)
+    bits = torch.zeros(len(index), lattice.outer.numel() * lattice.inner, dtype=torch.int32, device=device)
     for draw in range(group_size):
-        words = _words(lattice, index * group_size + draw, number, 0, seed, 1)[..., 0]
+        words = _words(lattice, index * group_size + draw, number, 0, key, 1)[..., 0]
         bits |= (words < threshold).to(torch.int32) << draw
-    return bits.reshape(len(groups), *shape)
+    return bits.reshape(shape)
 
 
 def choose_group_size(rates: Sequence[float]) -> int:
@@ -208,12 +237,21 @@ class Masks:
             return Design.MIXED if any(self.balanced) else Design.INDEPENDENT
         return design
 
-    def draws(self, symbols: Symbols, seed: int, design: Design, first: int, count: int) -> list[Tensor]:
-        """Return the masks of draws first..first+count-1, one float32 tensor (count, *shape) per site."""
+    def draws(
+        self, symbols: Symbols, seed: int, design: Design, first: int, count: int, rows: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the masks of draws first..first+count-1, one float32 tensor (count, *shape) per site.
+
+        With the numbers of `rows` (R,), each of which has masks of its own: (count, R, *shape).
+        """
         g = self.group_size
         groups = range(first // g, -(-(first + count) // g))
         shapes = self._program.mask_shapes(symbols)
-        kept = self._groups(shapes, seed, design, groups)
+        kept = (
+            self._groups(shapes, seed, design, groups)
+            if rows is None
+            else self._make(shapes, seed, design, groups, rows)
+        )
         start = first - groups.start * g
         masks = []
         for number, site in enumerate(self._program.sites):
@@ -242,24 +280,31 @@ class Masks:
         return found
 
     def _make(
-        self, shapes: tuple[tuple[int, ...], ...], seed: int, design: Design, groups: Sequence[int]
+        self,
+        shapes: tuple[tuple[int, ...], ...],
+        seed: int,
+        design: Design,
+        groups: Sequence[int],
+        rows: Tensor | None = None,
     ) -> list[list[Tensor]]:
-        places = torch.arange(self.group_size, dtype=torch.int32, device=self._program.device)
+        device, g = self._program.device, self.group_size
+        places = torch.arange(g, dtype=torch.int32, device=device)
         sites = []
         for number, (site, shape) in enumerate(zip(self._program.sites, shapes, strict=True)):
             even = design is Design.BALANCED and self.balanced[number]
             how = Design.BALANCED if even else Design.INDEPENDENT
-            bits = drop_bits(site, number, shape, how, seed, groups, self.group_size, self._program.device)
-            kept = bits.unsqueeze(1) >> places.reshape(-1, *(1,) * len(shape)) & 1 ^ 1
-            sites.append(kept.to(torch.uint8))  # (G, g, *shape)
+            bits = drop_bits(site, number, shape, how, seed, groups, g, device, rows).unsqueeze(1)
+            kept = bits >> places.reshape(-1, *(1,) * (bits.dim() - 2)) & 1 ^ 1
+            sites.append(kept.to(torch.uint8))  # (G, g, *shape) or (G, g, R, *shape)
         return [list(group) for group in zip(*sites, strict=True)]
 
     def _keep(self, key: tuple[object, ...], masks: list[Tensor]) -> None:
+        """Keep a group; the least lately used of other shapes make way: those of one shape are wanted together."""
         size = sum(mask.nbytes for mask in masks)
-        if size > self._budget:
-            return
+        while self._kept_bytes + size > self._budget:
+            other = next((old for old in self._kept if old[0] != key[0] or old[2] != key[2]), None)
+            if other is None:
+                return
+            self._kept_bytes -= sum(mask.nbytes for mask in self._kept.pop(other))
         self._kept[key] = masks
         self._kept_bytes += size
-        while self._kept_bytes > self._budget:
-            _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= sum(mask.nbytes for mask in dropped)

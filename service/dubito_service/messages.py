@@ -19,7 +19,7 @@ from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason, Validity
 from dubito_models.standard import Evaluation
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
-from dubito_models.thinning import Design
+from dubito_models.thinning import Design, MaskScope
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_service.registry import Entry, Registry
@@ -32,6 +32,12 @@ _DESIGNS: dict[int, Design | None] = {
     pb.DESIGN_BALANCED: Design.BALANCED,
     pb.DESIGN_INDEPENDENT: Design.INDEPENDENT,
 }
+_SCOPES = {
+    pb.MASK_SCOPE_UNSPECIFIED: MaskScope.DRAW,
+    pb.MASK_SCOPE_DRAW: MaskScope.DRAW,
+    pb.MASK_SCOPE_ROW: MaskScope.ROW,
+}
+_SCOPE_CODES = {MaskScope.DRAW.value: pb.MASK_SCOPE_DRAW, MaskScope.ROW.value: pb.MASK_SCOPE_ROW}
 _DESIGN_CODES = {
     Design.BALANCED.value: pb.DESIGN_BALANCED,
     Design.INDEPENDENT.value: pb.DESIGN_INDEPENDENT,
@@ -166,6 +172,7 @@ def _read_sampling(request: pb.PredictRequest, version: ModelVersion, rows: int,
             min_draws=least,
             seed=asked.seed if asked.HasField("seed") else None,
             design=_DESIGNS[asked.design],
+            scope=_SCOPES[asked.mask_scope],
             stopping=_read_stopping(asked.stopping),
             interval_level=asked.interval_level if asked.HasField("interval_level") else 0.9,
             quantiles=tuple(asked.quantiles),
@@ -210,8 +217,6 @@ def _check_unserved(request: pb.PredictRequest) -> None:
     _check_choice("sampling.estimator", pb.Estimator, asked.estimator)
     if output.HasField("coverage") and not 0 < output.coverage < 1:
         raise InvalidArgument("output.coverage", output.coverage, "between 0 and 1, both excluded")
-    if asked.mask_scope == pb.MASK_SCOPE_ROW:
-        raise NotImplementedYet("sampling.mask_scope: MASK_SCOPE_ROW is not served yet; MASK_SCOPE_DRAW is")
     if asked.estimator == pb.ESTIMATOR_LINEARIZED:
         raise NotImplementedYet("sampling.estimator: ESTIMATOR_LINEARIZED is not served yet; ESTIMATOR_PLAIN is")
     if output.HasField("coverage"):
@@ -276,7 +281,7 @@ def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) ->
         seed=predictive.seed,
         design=_DESIGN_CODES[predictive.design],
         group_size=predictive.group_size,
-        mask_scope=pb.MASK_SCOPE_DRAW,
+        mask_scope=_SCOPE_CODES[predictive.scope],
         estimator=pb.ESTIMATOR_PLAIN,
         calibration_id=predictive.calibration_id,
         calibration_validity=_VALIDITY[predictive.calibration_validity],

@@ -124,6 +124,8 @@ def test_options_reach_the_request_and_the_described_version_is_the_one_asked(fa
         "5",
         "--design",
         "independent",
+        "--masks-by",
+        "row",
         "--coverage",
         "0.9",
         "--interval-level",
@@ -134,9 +136,9 @@ def test_options_reach_the_request_and_the_described_version_is_the_one_asked(fa
     stopping = pb.Stopping(
         rule=pb.STOPPING_RULE_THRESHOLD, quantity=pb.STOPPING_QUANTITY_PREDICTIVE_ENTROPY, target=0.5
     )
-    sampling = pb.SamplingSpec(
-        max_draws=32, stopping=stopping, seed=5, design=pb.DESIGN_INDEPENDENT, interval_level=0.8
-    )
+    scheme = pb.SamplingSpec(seed=5, design=pb.DESIGN_INDEPENDENT, mask_scope=pb.MASK_SCOPE_ROW)
+    sampling = pb.SamplingSpec(max_draws=32, stopping=stopping, interval_level=0.8)
+    sampling.MergeFrom(scheme)
     assert (request.version, request.sampling, request.output.coverage) == (3, sampling, 0.9)
     assert len(fake.descriptions) == 2  # the newest, then the version that it was
 

@@ -127,6 +127,12 @@ BAD: dict[str, tuple[Break, str, str, str]] = {
     "interval": (lambda r: setattr(r.sampling, "interval_level", 1.5), "sampling.interval_level", "1.5", "between"),
     "quantile": (lambda r: r.sampling.quantiles.append(math.nan), "sampling.quantiles", "nan", "between"),
     "quantiles": (lambda r: r.sampling.quantiles.extend([0.5] * 33), "sampling.quantiles", "33", "at most 32"),
+    "joint rows apart": (
+        lambda r: r.sampling.MergeFrom(pb.SamplingSpec(joint=True, mask_scope=pb.MASK_SCOPE_ROW)),
+        "sampling.joint",
+        "masks of its own",
+        "mask_scope draw",
+    ),
     "coverage": (lambda r: setattr(r.output, "coverage", 0.0), "output.coverage", "0.0", "between"),
 }
 
@@ -183,7 +189,6 @@ def test_a_rule_without_a_limit_takes_what_the_server_affords(registry: Registry
 
 
 UNSERVED: dict[str, tuple[Break, str]] = {
-    "masks per row": (lambda r: setattr(r.sampling, "mask_scope", pb.MASK_SCOPE_ROW), "MASK_SCOPE_ROW"),
     "linearised": (lambda r: setattr(r.sampling, "estimator", pb.ESTIMATOR_LINEARIZED), "ESTIMATOR_LINEARIZED"),
     "prediction sets": (lambda r: setattr(r.output, "coverage", 0.9), "coverage"),
 }
