@@ -17,7 +17,7 @@ from torch import Tensor
 from dubito_models.package import ModelVersion
 from dubito_models.rewriting import ALPHA_BYPASS, alpha_masked
 from dubito_models.sites import Site, SiteKind
-from dubito_models.thinning import Design, choose_group_size, drop_bits, philox
+from dubito_models.thinning import Design, Masks, choose_group_size, drop_bits, philox
 from networks import sample
 
 Packed = Callable[[str], ModelVersion]
@@ -190,8 +190,6 @@ def test_alpha_dropout_keeps_mean_zero_and_variance_one_of_selu_activations() ->
 
 
 def test_masks_past_the_memory_budget_are_the_same_masks(packed: Packed) -> None:
-    from dubito_models.thinning import Masks
-
     engine = packed("mlp").engine
     symbols = engine.program.prefix(sample("mlp", 1)).symbols
     options = {"group_size": 10, "balanced": engine.masks.balanced}
@@ -203,3 +201,28 @@ def test_masks_past_the_memory_budget_are_the_same_masks(packed: Packed) -> None
             strict=True,
         )
         assert all(torch.equal(one, other) for one, other in pair)
+
+
+def test_past_the_budget_the_first_groups_stay_and_other_shapes_make_way(
+    packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = packed("encoder").engine
+    masks = Masks(engine.program, group_size=10, balanced=engine.masks.balanced)
+    made: list[int] = []
+    make = masks._make
+
+    def counted(*arguments: object) -> list[list[Tensor]]:
+        found = make(*arguments)  # type: ignore[arg-type]
+        made.append(len(found))
+        return found
+
+    monkeypatch.setattr(masks, "_make", counted)
+    short = engine.program.prefix(sample("encoder", 1)).symbols
+    size = sum(mask.nbytes for mask in make(engine.program.mask_shapes(short), 0, Design.BALANCED, [0])[0])
+    monkeypatch.setattr(masks, "_budget", 3 * size)
+    for _ in range(2):
+        masks.draws(short, 0, Design.BALANCED, 0, 50)
+    assert made == [5, 2]  # three stay
+    masks.draws(short, 0, Design.INDEPENDENT, 0, 10)
+    masks.draws(short, 0, Design.BALANCED, 0, 30)
+    assert made == [5, 2, 1, 1]  # the least lately used of them made way
