@@ -55,7 +55,9 @@ from dubito_models.stopping import (
 from dubito_models.thinning import Design, Masks, MaskScope
 
 MAX_SEED = 2**64 - 1
+PASS_BYTES = 64 << 20  # of the largest value of a pass, at most, where nobody says otherwise
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
+_USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
 _ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
 _RATIO_ROWS, _RATIO_GROUPS = 128, 32  # to measure what balance gains
 
@@ -195,15 +197,17 @@ class Engine:
         defaults: Defaults,
         *,
         noise_variance: Array | None = None,
-        chunk_bytes: int = 2 << 20,
+        pass_bytes: int = PASS_BYTES,
         vmapped: bool = True,
     ) -> None:
+        """Set up; `pass_bytes`: what the largest value of a pass may take, however many draws are asked."""
         self.program = program
         self.masks = masks
         self.head = head
         self.defaults = defaults
         self._noise_variance = noise_variance
-        self._chunk_bytes = chunk_bytes
+        self._pass_bytes = pass_bytes
+        self._timed: dict[int, int] = {}
         self.vmaps = vmapped
 
     def plan(self, spec: SamplingSpec, affordable: int | None = None) -> Plan:
@@ -318,9 +322,31 @@ class Engine:
         calibrated = decoded if calibration is None else calibration.apply(decoded)
         return list(zip(split_rows(gather(calibrated, counts, keep), rows), plain, strict=True))
 
-    def _passes(self, boundary: Boundary, plan: Plan, first: int, draws: int) -> Tensor:
-        """Return raw predictions (draws, N, ...), in chunks that keep the largest activation within bounds."""
-        chunk = max(1, self._chunk_bytes // max(1, self.program.bytes_per_draw(boundary.symbols)))
+    def pass_size(self, boundary: Boundary) -> int:
+        """Return how many draws ride one pass: of what was timed, that of the nearest number of rows below."""
+        usual = _USUAL_BYTES if self.program.device.type == "cpu" else self._pass_bytes
+        timed = [rows for rows in self._timed if rows <= boundary.rows]
+        most = min(self._timed[max(timed)] if timed else usual, self._pass_bytes)
+        return max(1, most // max(1, self.program.bytes_per_draw(boundary.symbols)))
+
+    def possible_pass_sizes(self, boundary: Boundary) -> list[int]:
+        """Return numbers of draws a pass that are worth timing: 1, and by how much the largest value of it takes."""
+        one = max(1, self.program.bytes_per_draw(boundary.symbols))
+        shares = [self._pass_bytes >> shift for shift in range(8)]
+        return sorted({1, *(max(1, share // one) for share in shares)}) if self.vmaps else [1]
+
+    def use_pass_bytes(self, found: Mapping[int, int]) -> None:
+        """Let passes of so many rows or more take so many bytes for their largest value; {}: the usual for all."""
+        self._timed = dict(found)
+
+    def run_passes(self, run: Run, draws: int, size: int) -> None:
+        """Make a run's first draws, so many a pass, and forget them: to take the time."""
+        with torch.inference_mode():
+            self._passes(run.boundary, run.plan, 0, draws, size)
+
+    def _passes(self, boundary: Boundary, plan: Plan, first: int, draws: int, size: int | None = None) -> Tensor:
+        """Return raw predictions (draws, N, ...), `size` draws a pass."""
+        chunk = size or self.pass_size(boundary)
         parts = []
         for start in range(first, first + draws, chunk):
             count = min(chunk, first + draws - start)
@@ -434,10 +460,15 @@ class Engine:
         """Answer one request: `inputs` by name, each (B, ...)."""
         plan = self.plan(spec or SamplingSpec())
         [run] = self.start([(inputs, plan)], calibration)
-        while wants(run):
-            [run] = self.advance([run], wants(run))
+        while left := wants(run):
+            [run] = self.advance([run], min(left, self._most_draws(run)))
         [answer] = self.finish([run])
         return answer
+
+    def _most_draws(self, run: Run) -> int:
+        """Return how many draws to take at a time, whole groups, so that what they give stays within bounds."""
+        g = run.plan.group_size
+        return max(1, self._pass_bytes // max(1, self.program.bytes_per_draw(run.boundary.symbols)) // g) * g
 
     def draws(self, inputs: Mapping[str, Tensor], spec: SamplingSpec | None = None) -> Decoded:
         """Return what every draw says of every row, uncalibrated, on the CPU: arrays (S, B, K).

@@ -26,7 +26,7 @@ from dubito_models.archive import read_program
 from dubito_models.audit import audit, audit_rounding
 from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import Defaults, Engine, SamplingSpec, measure_balance
+from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec, measure_balance
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
 from dubito_models.files import write_atomically
 from dubito_models.heads import Task
@@ -37,6 +37,7 @@ from dubito_models.program import StochasticProgram
 from dubito_models.sites import Site
 from dubito_models.standard import Evaluation, StandardPath, interpret
 from dubito_models.thinning import Masks
+from dubito_models.tuning import Timing, tune
 
 PROGRAM, STANDARD, MANIFEST = "program.pt2", "standard.onnx", "manifest.json"
 CALIBRATIONS, CURRENT = "calibrations", "current"
@@ -117,6 +118,10 @@ class ModelVersion:
         self.save_calibration(calibration)
         return calibration
 
+    def tune(self, seconds: float = 0.3) -> tuple[Timing, ...]:
+        """Choose by the clock how many draws ride a pass, on made-up rows (see `tuning.tune`)."""
+        return tune(self.engine, lambda rows: make_rows(self.manifest.inputs, rows), seconds)
+
     def _fit_temperature(self, inputs: Mapping[str, Tensor], labels: NDArray[Any]) -> Fit:
         if not np.issubdtype(labels.dtype, np.integer):
             raise InvalidArgument("labels", f"dtype {labels.dtype}", "integers, class numbers")
@@ -165,15 +170,16 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", entry.name))
 
 
-def load_version(folder: Path) -> ModelVersion:
+def load_version(folder: Path, *, pass_bytes: int = PASS_BYTES) -> ModelVersion:
     """Load a committed version: checksums, archive tables, sites and the audit must all hold.
 
-    Raises `CorruptVersion` or `UnsupportedNetwork` with the reason.
+    `pass_bytes`: what the largest value of a pass may take. Raises `CorruptVersion` or `UnsupportedNetwork` with the
+    reason.
     """
-    return open_version(folder, _read_manifest(folder))
+    return open_version(folder, _read_manifest(folder), pass_bytes)
 
 
-def open_version(folder: Path, manifest: Manifest) -> ModelVersion:
+def open_version(folder: Path, manifest: Manifest, pass_bytes: int = PASS_BYTES) -> ModelVersion:
     """Load what a manifest describes from a folder, committed or not yet."""
     exported = read_program(_read_checked(folder, PROGRAM, manifest))
     names = [entry.name for entry in manifest.inputs]
@@ -187,6 +193,7 @@ def open_version(folder: Path, manifest: Manifest) -> ModelVersion:
         manifest.head,
         Defaults(manifest.default_draws, manifest.default_seed, manifest.design),
         noise_variance=None if noise is None else np.asarray(noise),
+        pass_bytes=pass_bytes,
         vmapped=vmapped,
     )
     return ModelVersion(folder, manifest, engine, standard)
@@ -239,22 +246,24 @@ def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
 
 
 def _make_samples(signature: Sequence[InputSignature]) -> list[dict[str, Tensor]]:
-    """Make audit inputs of the range that the packing example had: at its sizes, and with free axes one longer."""
+    """Make audit inputs: at the packing example's sizes, and with free axes one longer."""
     longer = [0, 1] if any(entry.free for entry in signature) else [0]
+    return [make_rows(signature, _AUDIT_ROWS, more) for more in longer]
+
+
+def make_rows(signature: Sequence[InputSignature], rows: int, longer: int = 0) -> dict[str, Tensor]:
+    """Make inputs of so many rows, of the packing example's range and sizes, its free axes longer by so much."""
     generator = np.random.default_rng(0)
-    samples = []
-    for more in longer:
-        sample = {}
-        for entry in signature:
-            shape = [size + more if axis in entry.free else size for axis, size in enumerate(entry.example_shape)]
-            shape[0] = _AUDIT_ROWS
-            if entry.dtype.startswith("float"):
-                values = generator.uniform(entry.low, entry.high, shape)
-            else:
-                values = generator.integers(int(entry.low), int(entry.high) + 1, shape).astype(np.float64)
-            sample[entry.name] = torch.from_numpy(values.astype(entry.dtype))
-        samples.append(sample)
-    return samples
+    sample = {}
+    for entry in signature:
+        shape = [size + longer if axis in entry.free else size for axis, size in enumerate(entry.example_shape)]
+        shape[0] = rows
+        if entry.dtype.startswith("float"):
+            values = generator.uniform(entry.low, entry.high, shape)
+        else:
+            values = generator.integers(int(entry.low), int(entry.high) + 1, shape).astype(np.float64)
+        sample[entry.name] = torch.from_numpy(values.astype(entry.dtype))
+    return sample
 
 
 def _read_current(folder: Path, manifest: Manifest) -> Calibration | None:
@@ -292,10 +301,10 @@ class Repository:
             if entry.is_dir() and NAME.fullmatch(entry.name) and version_numbers(entry)
         }
 
-    def load(self, model: str, version: int | None = None) -> ModelVersion:
+    def load(self, model: str, version: int | None = None, *, pass_bytes: int = PASS_BYTES) -> ModelVersion:
         """Load one version, or the newest; `UnknownModel` or what `load_version` raises."""
         numbers = self.scan().get(model, [])
         if not numbers or (version is not None and version not in numbers):
             wanted = model if version is None else f"{model} version {version}"
             raise UnknownModel(f"no {wanted} in {self.path}")
-        return load_version(self.path / model / str(version or numbers[-1]))
+        return load_version(self.path / model / str(version or numbers[-1]), pass_bytes=pass_bytes)

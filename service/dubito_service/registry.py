@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dubito_models.engine import PASS_BYTES
 from dubito_models.errors import DubitoError
 from dubito_models.package import ModelVersion, Repository
 from dubito_service.errors import NotServed
@@ -60,28 +61,33 @@ def _numbers(versions: Iterable[int]) -> str:
     return ", ".join(str(number) for number in versions) or "none: no version of this model is ready"
 
 
-def load_registry(repository: Repository, newest: int) -> Registry:
-    """Load the newest versions of each model; one that fails is kept with its reason, and the next older one tried."""
+def load_registry(repository: Repository, newest: int, pass_bytes: int = PASS_BYTES) -> Registry:
+    """Load the newest versions of each model, and time their passes, of which no value takes more than `pass_bytes`.
+
+    One that fails is kept with its reason, and the next older one tried.
+    """
     entries = []
     for model, numbers in repository.scan().items():
         ready = 0
         for number in reversed(numbers):
             if ready == newest:
                 break
-            entry = _load(repository, model, number)
+            entry = _load(repository, model, number, pass_bytes)
             entries.append(entry)
             ready += entry.loaded is not None
     return Registry(entries)
 
 
-def _load(repository: Repository, model: str, version: int) -> Entry:
+def _load(repository: Repository, model: str, version: int, pass_bytes: int) -> Entry:
     try:
-        loaded = repository.load(model, version)
+        loaded = repository.load(model, version, pass_bytes=pass_bytes)
+        timings = loaded.tune()
     except DubitoError as error:
         log.warning("version failed model=%s version=%d reason=%s", model, version, str(error))
         return Entry(model, version, None, str(error))
     except Exception as error:  # whatever lies on the disk, the other versions are served
         log.exception("version failed model=%s version=%d", model, version)
         return Entry(model, version, None, f"it cannot be loaded ({type(error).__name__})")
-    log.info("version ready model=%s version=%d", model, version)
+    passes = " ".join(f"{timing.rows}x{timing.chosen}" for timing in timings)  # rows x draws
+    log.info("version ready model=%s version=%d passes=%s", model, version, passes or "as usual")
     return Entry(model, version, loaded)

@@ -39,7 +39,9 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         """Load the repository and bind the port; raises `InvalidArgument` or `CannotListen`."""
         self._settings = settings
-        self.registry = load_registry(Repository(settings.repository), settings.newest_versions)
+        # One core is left to the event loop: a thread that torch waits for in vain costs more than it gives.
+        torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 2) - 1))
+        self.registry = load_registry(Repository(settings.repository), settings.newest_versions, settings.pass_bytes)
         self.device = DeviceWorker(
             WorkLimits(
                 queue_work=settings.queue_work,
@@ -89,8 +91,6 @@ class Server:
 
     async def start(self) -> None:
         """Answer calls from now on."""
-        # One core is left to the event loop: a thread that torch waits for in vain costs more than it gives.
-        torch.set_num_threads(self._settings.torch_threads or max(1, (os.cpu_count() or 2) - 1))
         self.device.start()
         await self._grpc.start()
         log.info("started address=%s", self.address)

@@ -77,10 +77,10 @@ def test_an_unexpected_failure_harms_no_other_version(
 ) -> None:
     load = Repository.load
 
-    def fail(self: Repository, model: str, version: int | None = None) -> ModelVersion:
+    def fail(self: Repository, model: str, version: int | None = None, **options: int) -> ModelVersion:
         if version == 3:
             raise ZeroDivisionError("secret")
-        return load(self, model, version)
+        return load(self, model, version, **options)
 
     monkeypatch.setattr(Repository, "load", fail)
     with caplog.at_level(logging.ERROR):

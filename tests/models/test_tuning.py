@@ -1,0 +1,131 @@
+"""How many draws ride a pass: chosen by the clock, within the memory that is set, and no answer depends on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from dubito_models import tuning
+from dubito_models.engine import Engine, Run, SamplingSpec
+from dubito_models.package import ModelVersion, make_rows
+from networks import sample
+
+Packed = Callable[[str], ModelVersion]
+Cost = Callable[[int, int], float]  # seconds of a draw, by rows and draws a pass
+
+
+@pytest.fixture
+def version(packed: Packed) -> ModelVersion:
+    found = copy.copy(packed("cnn"))
+    found.engine = copy.copy(found.engine)
+    return found
+
+
+def tuned(version: ModelVersion, cost: Cost, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Tune by a clock that goes as `cost` says; returns the chosen draws a pass by rows."""
+    now = [0.0]
+
+    def run_passes(run: Run, draws: int, size: int) -> None:
+        now[0] += cost(run.rows, size) * draws
+
+    with monkeypatch.context() as patched:
+        patched.setattr(version.engine, "run_passes", run_passes)
+        patched.setattr(tuning.time, "perf_counter", lambda: now[0])
+        return {timing.rows: timing.chosen for timing in version.tune(seconds=1.0)}
+
+
+def size_at(engine: Engine, rows: int) -> int:
+    [run] = engine.start([(sample("cnn", rows), engine.plan(SamplingSpec()))], None)
+    return engine.pass_size(run.boundary)
+
+
+@pytest.mark.parametrize(
+    ("cost", "most"),
+    [
+        (lambda rows, size: 1e-5 * rows * size, 1),  # the loop
+        (lambda rows, size: 1e-4 * rows / size, 64),  # as many as there are
+        (lambda rows, size: 1e-5 * (8 if rows * size == 32 else 9), None),  # the 32 rows x draws that fit a cache
+    ],
+)
+def test_the_fastest_is_used_from_then_on(
+    version: ModelVersion, cost: Cost, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {rows: version.engine.possible_pass_sizes(start(version.engine, rows).boundary) for rows in (1, 8, 32)}
+    usual = {rows: size_at(version.engine, rows) for rows in (1, 8, 32)}
+    chosen = tuned(version, cost, monkeypatch)
+    for rows in (1, 8, 32):
+        tried = sorted({usual[rows], *(size for size in sizes[rows] if size <= 64)})
+        assert len(tried) >= 2
+        best = min(tried, key=lambda size: cost(rows, size))
+        expected = best if cost(rows, best) < 0.95 * cost(rows, usual[rows]) else usual[rows]
+        assert chosen[rows] == expected == size_at(version.engine, rows)
+    if most == 1:
+        assert set(chosen.values()) == {1}
+
+
+def start(engine: Engine, rows: int) -> Run:
+    [run] = engine.start([(sample("cnn", rows), engine.plan(SamplingSpec()))], None)
+    return run
+
+
+def test_a_small_gain_changes_nothing(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = size_at(version.engine, 8)
+    tuned(version, lambda rows, size: 1e-5 * (0.97 if size == 1 else 1.0), monkeypatch)
+    assert size_at(version.engine, 8) == usual
+
+
+def test_a_slow_network_is_not_timed(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuned(version, lambda rows, size: 1.0, monkeypatch) == {}
+    assert list(tuned(version, lambda rows, size: 0.002 * rows, monkeypatch)) == [1]
+
+
+def test_a_loop_has_nothing_to_choose(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    version.engine.vmaps = False
+    monkeypatch.setattr(version.engine, "_pass_bytes", 1)
+    assert version.tune() == ()
+
+
+def test_no_pass_outgrows_the_memory_that_is_set(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = packed("cnn").engine
+    boundary = start(source, 8).boundary
+    one = source.program.bytes_per_draw(boundary.symbols)
+    engine = Engine(source.program, source.masks, source.head, source.defaults, pass_bytes=3 * one)
+    passes: list[int] = []
+    many = source.program.many
+
+    def counted(boundary: object, masks: list[Tensor]) -> Tensor:
+        passes.append(len(masks[0]))
+        return many(boundary, masks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source.program, "many", counted)
+    for limits in ({}, {1: 1 << 30}):
+        engine.use_pass_bytes(limits)
+        engine.predict(sample("cnn", 8), SamplingSpec(max_draws=400))
+        assert passes
+        assert max(passes) <= 3
+        passes.clear()
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "encoder", "lstm"])
+def test_answers_stay_the_same_whatever_was_chosen(packed: Packed, name: str) -> None:
+    source = packed(name).engine
+    inputs, spec = sample(name, 4), SamplingSpec(max_draws=40, raw_draws=True)
+    expected = source.predict(inputs, spec).raw_draws
+    for limit in (1, 1 << 14, 1 << 30):
+        engine = Engine(source.program, source.masks, source.head, source.defaults)
+        engine.use_pass_bytes({1: limit})
+        found = engine.predict(inputs, spec).raw_draws
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_tuning_runs_on_made_up_rows_of_the_signature(packed: Packed) -> None:
+    version = packed("two-inputs")
+    made: Mapping[str, Tensor] = make_rows(version.manifest.inputs, 5)
+    assert {len(value) for value in made.values()} == {5}
+    timings = version.tune(seconds=0.05)
+    assert all(timing.seconds[timing.chosen] > 0 for timing in timings)
+    version.engine.use_pass_bytes({})
