@@ -1,10 +1,11 @@
 """Less variance from the same draws of a regression: what of a draw is known without drawing it.
 
-*Control variate.* To first order around the mean masks mu a prediction is y(m) = y(mu) + c(m), c = sum_i g_i (m_i -
-mu_i). Whatever the gradients g, as long as they do not hang on the draws, c has mean 0 and variance sum_i g_i^2 Var m_i.
+*Control variate.* To first order around the mean masks mu a prediction is y(m) = y(mu) + c(m), where c = sum_i g_i
+(m_i - mu_i). Whatever the gradients g, if they do not hang on the draws, c has mean 0 and variance sum_i g_i^2 Var m_i.
 So y - c has the mean of y, and Var y is what is estimated of it, less what is estimated of Var c, plus Var c: both stay
 unbiased, and only what is not linear is left to chance (control variates with the known coefficient 1; Glasserman 2003,
 "Monte Carlo Methods in Financial Engineering", section 4.1). So a gradient may be left out, or be 0, or be rough.
+Where balanced groups drop each unit equally often, c adds up to 0 in each: it helps the variance, not the mean.
 
 *Rao-Blackwell.* Where a network ends in dropout and a linear layer, a draw's mean and variance over that last mask are
 sums, and the mask need not be drawn (Casella & Robert 1996, "Rao-Blackwellisation of sampling schemes").
@@ -26,8 +27,8 @@ from dubito_models.errors import UnsupportedNetwork
 from dubito_models.heads import Decoded
 from dubito_models.predictive import Array, Moments, Spread, gather, spread, to_numpy
 from dubito_models.program import Boundary, StochasticProgram, _Part
-from dubito_models.rewriting import alpha_masked, masked_attention, multiply_by_mask, spread_over_rows
-from dubito_models.sites import Site
+from dubito_models.rewriting import alpha_masked, is_view, masked_attention, multiply_by_mask, spread_over_rows
+from dubito_models.sites import Site, read_argument
 
 aten = torch.ops.aten
 GRADIENT_LIMIT = 1 << 24  # numbers, over rows, outputs and units
@@ -90,9 +91,12 @@ def _place_rows(mask: Tensor, row_axis: int, folded: bool) -> Tensor:
 def _run_recurrent(
     kind: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], has_biases: bool, *settings: bool
 ) -> tuple[Tensor, ...]:
-    """Run a recurrent layer by torch's own operator, which has a gradient; arguments as `kernels.recurrent` has them."""
+    """Run a recurrent layer by torch's own operator, which has a gradient; else as `kernels.recurrent` does.
+
+    In training mode, or cuDNN gives none; its dropout is 0.
+    """
     first: Any = list(states) if kind == "lstm" else states[0]
-    found: tuple[Tensor, ...] = getattr(torch, kind)(x, first, list(weights), has_biases, 1, 0.0, False, *settings)
+    found: tuple[Tensor, ...] = getattr(torch, kind)(x, first, list(weights), has_biases, 1, 0.0, True, *settings)
     return found
 
 
@@ -128,10 +132,10 @@ def mask_gradients(
         ]
         wanted = [mask.requires_grad_() for mask, has_rows in zip(masks, expansion.by_row, strict=True) if has_rows]
         try:
-            raw = expansion.graph(*values, *sizes, *masks)
-            sums = raw.reshape(rows, -1)[:, :outputs].sum(0)
+            raw = expansion.graph(*values, *sizes, *masks).reshape(rows, -1)
             found = [
-                torch.autograd.grad(total, wanted, retain_graph=True, materialize_grads=True) for total in sums.unbind()
+                torch.autograd.grad(raw[:, k].sum(), wanted, retain_graph=True, materialize_grads=True)
+                for k in range(outputs)
             ]
         except RuntimeError as error:
             raise UnsupportedNetwork(f"the suffix has no gradient: {str(error).splitlines()[0]}") from error
@@ -142,7 +146,7 @@ def mask_gradients(
 def known_variance(gradients: Sequence[Tensor | None], sites: Sequence[Site]) -> Tensor:
     """Return the variance (B, K) float64 of the controls of these gradients."""
     parts = [
-        gradient.flatten(2).double().square().sum(-1) * mask_variance(site)
+        gradient.flatten(2).square().sum(-1, dtype=torch.float64) * mask_variance(site)
         for gradient, site in zip(gradients, sites, strict=True)
         if gradient is not None
     ]
@@ -158,7 +162,7 @@ def controls(gradients: Sequence[Tensor | None], masks: Sequence[Tensor], sites:
         flat = gradient.flatten(2)  # (B, K, units)
         if mask.dim() < gradient.dim():
             product = (mask.flatten(1) - mean_mask(site)) @ flat.flatten(0, 1).T
-            parts.append(product.unflatten(1, flat.shape[:2]).double())
+            parts.append(product.reshape(-1, *flat.shape[:2]).double())
         else:
             parts.append(torch.einsum("sbu,bku->sbk", mask.flatten(2) - mean_mask(site), flat).double())
     return torch.stack(parts).sum(0)
@@ -173,14 +177,14 @@ def adjusted_spread(
     is that without controls.
     """
     assert moments.draws is not None
-    whole, linear, rest = (
-        spread(gather(Decoded(mean=values), moments.count, False), balanced, ratio)
-        for values in (moments.draws, controls, moments.draws - controls)
-    )
-    if whole.variance is None or linear.variance is None:
-        return rest
-    variance = whole.variance - linear.variance + to_numpy(known)
-    return Spread(rest.mean, np.where(variance > 0.0, variance, whole.variance), rest.standard_error)
+    beside = torch.cat([moments.draws, controls, moments.draws - controls], -1)  # (S, B, 3 K)
+    found = spread(gather(Decoded(mean=beside), moments.count, False), balanced, ratio)
+    mean = np.split(found.mean, 3, -1)[2]
+    if found.variance is None or found.standard_error is None:
+        return Spread(mean, None, None)
+    plain, linear, _ = np.split(found.variance, 3, -1)
+    variance = plain - linear + to_numpy(known)
+    return Spread(mean, np.where(variance > 0.0, variance, plain), np.split(found.standard_error, 3, -1)[2])
 
 
 def measure_gain(draws: Array, controls: Array) -> float:
@@ -207,47 +211,44 @@ class LastLayer:
 
 
 def find_last_layer(program: StochasticProgram) -> LastLayer | None:
-    """Find them, where nothing but the removal of an axis of size 1 follows; None where a network ends otherwise."""
+    """Find them, where nothing but views follow that make (N, 1) to (N,); None where a network ends otherwise."""
     suffix = program._suffix.module
-    prediction = last = suffix.graph.output_node().args[0]
-    assert isinstance(prediction, fx.Node)
-    if prediction.meta["val"].dim() == 1 and prediction.target in {aten.squeeze.dim, aten.squeeze.default}:
-        last = prediction.args[0]
-    if not isinstance(last, fx.Node) or last.target is not aten.linear.default:
+    prediction: Any = suffix.graph.output_node().args[0]
+    last = prediction
+    while is_view(last):
+        last = last.args[0]
+    if last.target is not aten.linear.default:
         return None
-    dropped, weight, *rest = last.args
-    bias = rest[0] if rest else None
-    own = all(part is None or (isinstance(part, fx.Node) and part.op == "get_attr") for part in (weight, bias))
-    if not own or not isinstance(dropped, fx.Node) or dropped.target is not multiply_by_mask:
+    dropped, weight, bias = (read_argument(last, name) for name in ("input", "weight", "bias"))
+    follows_nothing = last is prediction or (prediction.meta["val"].dim() == 1 and last.meta["val"].shape[1] == 1)
+    own = all(part is None or part.op == "get_attr" for part in (weight, bias))
+    if not (follows_nothing and own and dropped.target is multiply_by_mask and len(dropped.users) == 1):
         return None
     hidden, mask, row_axis, trailing = dropped.args
-    if not isinstance(hidden, fx.Node) or not isinstance(mask, fx.Node) or hidden.meta["val"].dim() != 2:
-        return None
-    if row_axis != 0 or trailing or len(mask.users) > 1 or len(dropped.users) > 1:
+    if hidden.meta["val"].dim() != 2 or row_axis != 0 or trailing:
         return None
     masks = [node for node in suffix.graph.nodes if node.op == "placeholder"][-len(program.sites) :]
-    return LastLayer(
-        _up_to(program, hidden),
-        masks.index(mask),
-        getattr(suffix, str(weight.target)),  # type: ignore[union-attr]
-        None if bias is None else getattr(suffix, str(bias.target)),  # type: ignore[union-attr]
-    )
+    own_bias = None if bias is None else getattr(suffix, bias.target)
+    return LastLayer(_up_to(program, hidden), masks.index(mask), getattr(suffix, weight.target), own_bias)
 
 
 def _up_to(program: StochasticProgram, end: fx.Node) -> StochasticProgram:
     """Return the program that predicts the value of a node of the suffix."""
     suffix = program._suffix
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.graph_copy(suffix.module.graph, copied)
     graph.output(copied[end])
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in {"placeholder", "output"}:
-            graph.erase_node(node)
+    graph.eliminate_dead_code()
     body = copy.copy(program)
     body._suffix = _Part(fx.GraphModule(suffix.module, graph), suffix._sizes)
     body._led = body._lead()
     return body
+
+
+def run_body(last: LastLayer, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+    """Return what is dropped last, (S, B, units), in draws of these masks (S, ...)."""
+    hidden = last.body.many(boundary, masks)
+    return hidden if hidden.dim() == 3 else hidden.expand(len(masks[0]), *hidden.shape)  # no other mask: one for all
 
 
 def integrate(last: LastLayer, hidden: Tensor, outputs: int) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def size_at(engine: Engine, rows: int) -> int:
 @pytest.mark.parametrize(
     ("cost", "most"),
     [
-        (lambda rows, size: 1e-5 * rows * size, 1),  # the loop
+        (lambda rows, size: 1e-7 * rows * size, 1),  # the loop
         (lambda rows, size: 1e-4 * rows / size, 64),  # as many as there are
         (lambda rows, size: 1e-5 * (8 if rows * size == 32 else 9), None),  # the 32 rows x draws that fit a cache
     ],
