@@ -280,7 +280,7 @@ CASES: dict[str, Case] = {
         lambda n: {"tokens": torch.randint(0, 20, (n, 7)), "features": torch.randn(n, 3)},
         "regression",
         "mean",
-        {"output": "price", "dynamic": {"tokens": {1: "length"}}},
+        {"output": "price", "dynamic": {"tokens": {1: "length"}}, "fan_out": 1},
     ),
 }
 
@@ -408,12 +408,13 @@ def program_for(
     *,
     output: Any = None,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    **options: Any,
 ) -> StochasticProgram:
-    """Cut a module into prefix and suffix without packing it."""
+    """Cut a module into prefix and suffix without packing it; `options` of the program."""
     example = read_example(module, inputs, dynamic)
     exported = export_network(module, example, output)
     free = {name: example.free.get(name, {}) for name in example.inputs}
-    return StochasticProgram(exported.stochastic, free, exported.output)
+    return StochasticProgram(exported.stochastic, free, exported.output, **options)
 
 
 def under_masks(

@@ -116,6 +116,24 @@ def _audit_many(program: StochasticProgram, boundary: Boundary, several: Sequenc
     return difference(batched, looped) <= TOLERANCE
 
 
+def audit_fan(
+    program: StochasticProgram, masks: Masks, samples: Sequence[Mapping[str, Tensor]], accepted: float
+) -> bool:
+    """Tell whether a program with a fan-out draws many at once as it does one by one, to `accepted` of the scale."""
+    with torch.inference_mode():
+        for sample in samples:
+            boundary = program.prefix({name: value.to(program.device) for name, value in sample.items()})
+            several = masks.draws(boundary.symbols, 0, Design.INDEPENDENT, 0, 3)
+            looped = program.loop(boundary, several)
+            try:
+                batched = program.many(boundary, several)
+            except Exception:  # an operator without a batching rule; the loop serves
+                return False
+            if difference(batched, looped) > accepted:
+                return False
+    return True
+
+
 def audit_rounding(
     exact: StochasticProgram, rounded: StochasticProgram, masks: Masks, samples: Sequence[Mapping[str, Tensor]]
 ) -> Rounding:

@@ -315,12 +315,13 @@ class Engine:
         rows = [run.rows for run in runs]
         calibration = runs[0].calibration
         keep = decoded.mean is not None or any(run.plan.spec.keeps_draws for run in runs)
+        joint = any(run.plan.spec.joint for run in runs)
         plain: Sequence[Moments | None] = [None] * len(runs)
         if calibration is not None and any(run.plan.spec.uncalibrated for run in runs):
-            plain = split_rows(gather(decoded, counts, keep), rows)
+            plain = split_rows(gather(decoded, counts, keep, joint=joint), rows)
             plain = [part if run.plan.spec.uncalibrated else None for part, run in zip(plain, runs, strict=True)]
         calibrated = decoded if calibration is None else calibration.apply(decoded)
-        return list(zip(split_rows(gather(calibrated, counts, keep), rows), plain, strict=True))
+        return list(zip(split_rows(gather(calibrated, counts, keep, joint=joint), rows), plain, strict=True))
 
     def pass_size(self, boundary: Boundary) -> int:
         """Return how many draws ride one pass: of what was timed, that of the nearest number of rows below."""
@@ -351,12 +352,8 @@ class Engine:
         for start in range(first, first + draws, chunk):
             count = min(chunk, first + draws - start)
             masks = self.masks.draws(boundary.symbols, plan.seed, plan.design, start, count)
-            if self.vmaps and count > 1:
-                parts.append(self.program.many(boundary, masks))
-            else:
-                parts.extend(
-                    self.program.suffix(boundary, [mask[i] for mask in masks]).unsqueeze(0) for i in range(count)
-                )
+            run = self.program.many if self.vmaps and (count > 1 or self.program.fan_out > 1) else self.program.loop
+            parts.append(run(boundary, masks))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _passes_by_row(
@@ -376,19 +373,10 @@ class Engine:
             for start in range(first, first + draws, g):
                 count = min(g, first + draws - start)
                 masks = self.masks.draws(part.symbols, plan.seed, plan.design, start, count, rows)
-                found.append(self._pass_by_row(part, masks, count))
+                run = self.program.many_by_row if self.vmaps else self.program.loop_by_row
+                found.append(run(part, masks))
             blocks.append(torch.cat(found))
         return torch.cat(blocks, 1)
-
-    def _pass_by_row(self, boundary: Boundary, masks: Sequence[Tensor], draws: int) -> Tensor:
-        if self.vmaps:
-            return self.program.many_by_row(boundary, masks)
-        rows = self.program.split(boundary, [1] * boundary.rows)
-        each = [
-            torch.cat([self.program.suffix(row, [mask[draw, n] for mask in masks]) for n, row in enumerate(rows)])
-            for draw in range(draws)
-        ]
-        return torch.stack(each)
 
     def finish(self, runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
         """End runs that have drawn at least once as answers; `reason`: why those rows end that no rule has settled."""
@@ -492,8 +480,7 @@ def measure_balance(engine: Engine, inputs: Mapping[str, Tensor], calibration: C
     some = {name: value[:_RATIO_ROWS] for name, value in inputs.items()}
     drawn = engine.draws(some, SamplingSpec(max_draws=g * _RATIO_GROUPS, design=Design.BALANCED))
     found = calibration.apply(drawn)
-    values = found.mean if found.log_probabilities is None else found.log_probabilities.exp()
-    return measure_error_ratios(to_numpy(values), [g] * _RATIO_GROUPS, engine.head.task)
+    return measure_error_ratios(gather(found, [g] * _RATIO_GROUPS, keep_draws=True), engine.head.task)
 
 
 def wants(run: Run, *, watched: bool = False) -> int:

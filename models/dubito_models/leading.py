@@ -6,6 +6,8 @@ rest stays (N, ...), and each operator is called once, as it stands. Anything el
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx
 
@@ -36,9 +38,12 @@ def multiply_in_place(value: Tensor, masks: Tensor, trailing: int) -> Tensor:
     return value.mul_(masks.reshape(*masks.shape, *(1,) * trailing))
 
 
-def lead_with_draws(suffix: fx.GraphModule) -> fx.GraphModule | None:
-    """Return the suffix for masks with leading axes of draws and rows, or None where some operator would mistake it."""
-    drawn: set[fx.Node] = set()
+def lead_with_draws(suffix: fx.GraphModule, drawn_inputs: Collection[str] = ()) -> fx.GraphModule | None:
+    """Return the suffix for masks with leading axes of draws and rows, or None where some operator would mistake it.
+
+    `drawn_inputs`: the names of those that have an axis of draws too.
+    """
+    drawn = {node for node in suffix.graph.nodes if node.op == "placeholder" and node.name in drawn_inputs}
     for node in suffix.graph.nodes:
         if node.op != "call_function":
             continue

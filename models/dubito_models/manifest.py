@@ -17,6 +17,7 @@ from dubito_models.heads import Head, Task
 from dubito_models.precision import Precision
 from dubito_models.thinning import Design
 
+MAX_FAN_OUT = 64
 NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 DtypeName = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 DTYPES = get_args(DtypeName)
@@ -89,6 +90,8 @@ class Manifest(_Stored):
     group_size: Annotated[int, Field(ge=2, le=30)]
     default_draws: Annotated[int, Field(ge=1)]
     default_seed: Annotated[int, Field(ge=0, lt=2**64)]
+    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 1  # masks of the last site for each draw of the others
+    integrated: bool = False  # the last site's masks are, in closed form
     noise_variance: tuple[float, ...] | None = None
     precision: Precision = Precision.FLOAT32
     rounding: float = 0.0  # what bfloat16 moved a draw of the packing example by, in the draws' standard deviations

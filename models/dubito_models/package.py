@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dubito_models.archive import read_program
-from dubito_models.audit import audit, audit_rounding
+from dubito_models.audit import ROUNDING, TOLERANCE, audit, audit_fan, audit_rounding
 from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
 from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec, measure_balance
@@ -108,6 +108,8 @@ class ModelVersion:
             design=plan.design.value,
             group_size=plan.group_size,
             precision=self.manifest.precision.value,
+            estimator=_estimator(self.manifest),
+            fan_out=self.manifest.fan_out,
             program=self.manifest.checksums[PROGRAM],
             data_fingerprint=fingerprint({**{n: t.numpy() for n, t in tensors.items()}, "labels": values}),
             rows=len(values),
@@ -143,11 +145,7 @@ class ModelVersion:
 
     def save_calibration(self, calibration: Calibration) -> None:
         """Store a calibration beside the version and switch to it."""
-        if calibration.program != self.manifest.checksums[PROGRAM]:
-            raise CalibrationMismatch(
-                f"calibration {calibration.id} was fitted for program {calibration.program[:12]}, not for "
-                f"{self.manifest.checksums[PROGRAM][:12]} of {self.name} version {self.version}"
-            )
+        _check_fits(calibration, self.manifest)
         folder = self.folder / CALIBRATIONS
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{calibration.id}.json", json.dumps(asdict(calibration), indent=2).encode())
@@ -211,13 +209,20 @@ def _open_program(
     masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
     samples = _make_samples(manifest.inputs)
     found = audit(program, standard.run, masks, samples)
-    if manifest.precision is Precision.FLOAT32:
-        return program, found.vmapped
-    if not has_bfloat16_products():
-        label = f"{manifest.name} version {manifest.version}"
-        log.warning("%s is in bfloat16, which this processor does not multiply: same numbers, not faster", label)
-    rounded = StochasticProgram(exported, axes, manifest.output_index, manifest.precision)
-    return rounded, audit_rounding(program, rounded, masks, samples).vmapped
+    vmapped, rounds = found.vmapped, manifest.precision is not Precision.FLOAT32
+    if rounds:
+        if not has_bfloat16_products():
+            label = f"{manifest.name} version {manifest.version}"
+            log.warning("%s is in bfloat16, which this processor does not multiply: same numbers, not faster", label)
+        exact, program = program, StochasticProgram(exported, axes, manifest.output_index, manifest.precision)
+        vmapped = audit_rounding(exact, program, masks, samples).vmapped
+    if manifest.fan_out > 1:
+        program = StochasticProgram(
+            exported, axes, manifest.output_index, manifest.precision, manifest.fan_out, integrated=manifest.integrated
+        )
+        masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
+        vmapped = vmapped and audit_fan(program, masks, samples, ROUNDING if rounds else TOLERANCE)
+    return program, vmapped
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -280,9 +285,27 @@ def _read_current(folder: Path, manifest: Manifest) -> Calibration | None:
         raise CorruptVersion(f"{CALIBRATIONS}/{name}.json cannot be read ({type(error).__name__})") from None
     if calibration.id != name:
         raise CorruptVersion(f"{CALIBRATIONS}/{name}.json: its content is not what its name says")
-    if calibration.program != manifest.checksums[PROGRAM]:
-        raise CalibrationMismatch(f"calibration {name} was fitted for another program")
+    _check_fits(calibration, manifest)
     return calibration
+
+
+def _estimator(manifest: Manifest) -> str:
+    return "integrated" if manifest.integrated else "plain"
+
+
+def _check_fits(calibration: Calibration, manifest: Manifest) -> None:
+    """Raise `CalibrationMismatch` where a calibration was fitted for another program, or for draws made otherwise."""
+    for what, fitted, served in (
+        ("program", calibration.program[:12], manifest.checksums[PROGRAM][:12]),
+        ("precision", calibration.precision, manifest.precision.value),
+        ("estimator", calibration.estimator, _estimator(manifest)),
+        ("fan-out", calibration.fan_out, manifest.fan_out),
+    ):
+        if fitted != served:
+            label = f"{manifest.name} version {manifest.version}"
+            raise CalibrationMismatch(
+                f"calibration {calibration.id} was fitted for {what} {fitted}, not for {served} of {label}"
+            )
 
 
 class Repository:

@@ -25,7 +25,7 @@ from dubito_models.errors import AuditFailed, CorruptVersion, InvalidArgument, U
 from dubito_models.export import Example, Exported, as_served, export_network, free_bounds, read_example
 from dubito_models.files import write_atomically
 from dubito_models.heads import Head, Task, count_outputs
-from dubito_models.manifest import DTYPES, NAME, ColumnEntry, DtypeName, InputSignature, Manifest
+from dubito_models.manifest import DTYPES, MAX_FAN_OUT, NAME, ColumnEntry, DtypeName, InputSignature, Manifest
 from dubito_models.original import Output, ask, check_module, duplicate, unwrap
 from dubito_models.package import (
     MANIFEST,
@@ -62,6 +62,7 @@ def pack(
     draws: int | None = None,
     seed: int = 0,
     precision: str = "float32",
+    fan_out: int | None = None,
     version: int | None = None,
 ) -> ModelVersion:
     """Package a trained network that contains dropout as the next version of a model, and return it ready.
@@ -73,7 +74,9 @@ def pack(
     `allow_nan`: inputs that may hold NaN and infinity. `columns`: of inputs that are tables (B, C), what each of the C
     numbers is; they say themselves where NaN may stand. `noise_variance` (K): a regression's constant noise.
     `draws`, `seed`: the version's defaults. `precision`: "bfloat16" lets the matrix products of the draws be rounded,
-    where that moves no draw by more than a twentieth of the draws' standard deviation.
+    where that moves no draw by more than a twentieth of the draws' standard deviation. `fan_out`: so many masks of the
+    last site for each draw of the others, which pays where little is computed after it; a draw then says their mean.
+    Where nothing is said, a regression that ends in dropout and one linear layer has all of them, in closed form.
 
     Raises `UnsupportedNetwork` (no dropout, randomness that is not dropout, a law that fails) or `InvalidArgument`;
     nothing is left on disk then.
@@ -87,6 +90,8 @@ def pack(
         raise InvalidArgument("seed", seed, f"0..{MAX_SEED}")
     if precision not in [each.value for each in Precision]:
         raise InvalidArgument("precision", repr(precision), ", ".join(Precision))
+    if fan_out is not None and not 1 <= fan_out <= MAX_FAN_OUT:
+        raise InvalidArgument("fan_out", fan_out, f"1..{MAX_FAN_OUT}")
     if version is not None and version < 1:
         raise InvalidArgument("version", version, "a positive integer")
     module = unwrap(module)
@@ -112,6 +117,7 @@ def pack(
     standard = _open_standard(onnx, program.inputs, example, calm)
     found = audit(program, standard.run, masks, [example.inputs])
     rounding = _audit_precision(Precision(precision), exported, example, program, masks)
+    fan_out, integrated = _choose_fan_out(fan_out, exported, example, meaning)
     _check_missing(tables, example, standard)
     bounds = free_bounds(exported.stochastic, example)
     archive = write_program(exported.stochastic)
@@ -133,6 +139,8 @@ def pack(
         default_draws=draws or choose_default_draws(group_size),
         default_seed=seed,
         noise_variance=None if noise_variance is None else tuple(float(v) for v in noise_variance),
+        fan_out=fan_out,
+        integrated=integrated,
         precision=Precision(precision),
         rounding=rounding,
         parity=found.parity,
@@ -172,6 +180,22 @@ def _warn(
             f"{rounding:.2g} of the draws' standard deviation"
         )
     return tuple(warnings)
+
+
+def _choose_fan_out(asked: int | None, exported: Exported, example: Example, head: Head) -> tuple[int, bool]:
+    """Return the fan-out, and whether it stands for a last site that is integrated."""
+    known = exported.stochastic, _free_axes(example), exported.output
+    if asked is None:
+        if head is not Head.MEAN:
+            return 1, False
+        try:
+            return StochasticProgram(*known, integrated=True).fan_out, True
+        except UnsupportedNetwork:
+            return 1, False
+    try:
+        return StochasticProgram(*known, fan_out=asked).fan_out, False
+    except UnsupportedNetwork as error:
+        raise InvalidArgument("fan_out", asked, f"1: {error}") from None
 
 
 def _audit_precision(

@@ -28,15 +28,21 @@ _PRIOR_FREEDOM = 2  # degrees of freedom that a ratio of standard errors counts 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Per group of draws: how many, and the mean and squared deviations of what each draw says."""
+    """Per group of draws: how many, and the mean and squared deviations of what each draw says.
+
+    With a fan-out, what a draw says is its mean over the masks of the last site, and `within` their variance.
+    """
 
     count: tuple[int, ...]  # G numbers of draws
     mean: Tensor  # (G, B, K) float64: probabilities, or regression means
     m2: Tensor  # (G, B, K): sum of squared deviations from the group's mean
-    expected_entropy: Tensor | None  # (G, B) nats: classification
-    aleatoric: Tensor | None  # (G, B, K): mean noise variance: regression that knows its noise
-    draws: Tensor | None  # (S, B, K): every draw, where quantiles or the draws themselves are wanted
-    variances: Tensor | None  # (S, B, K): every draw's noise variance, likewise
+    expected_entropy: Tensor | None = None  # (G, B) nats: classification
+    aleatoric: Tensor | None = None  # (G, B, K): mean noise variance: regression that knows its noise
+    within: Tensor | None = None  # (G, B, K): mean variance of a draw over the last site's masks
+    draws: Tensor | None = None  # (S, B, K): every draw, where quantiles or the draws themselves are wanted
+    entropies: Tensor | None = None  # (S, B) nats: every draw's, likewise
+    variances: Tensor | None = None  # (S, B, K): every draw's noise variance, and that within it, likewise
+    fans: Tensor | None = None  # (S F, B, K): every draw under every mask of its last site, for a joint covariance
 
     @property
     def total(self) -> int:
@@ -44,19 +50,28 @@ class Moments:
         return sum(self.count)
 
 
-def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool) -> Moments:
-    """Sum up draws that come as consecutive groups of `counts` draws."""
+_TENSORS = [field.name for field in fields(Moments) if field.name != "count"]
+
+
+def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool, *, joint: bool = False) -> Moments:
+    """Sum up draws that come as consecutive groups of `counts` draws, each F times where there is a fan-out of F."""
     if decoded.log_probabilities is not None:
         values = decoded.log_probabilities.exp()
-        entropy: Tensor | None = torch.special.entr(values).sum(-1)
+        entropies: Tensor | None = torch.special.entr(values).sum(-1)
     else:
         assert decoded.mean is not None
-        values, entropy = decoded.mean, None
+        values, entropies = decoded.mean, None
     variances = decoded.variance
+    within = fans = None
+    fan_out = len(values) // sum(counts)
+    if fan_out > 1:
+        fans, fanned = values if joint else None, _by_draw(values, fan_out)
+        values, within = fanned.mean(1), fanned.var(1, correction=0)
+        entropies = None if entropies is None else _by_draw(entropies, fan_out).mean(1)
+        variances = None if variances is None else _by_draw(variances, fan_out).mean(1)
     mean = _group_means(values, counts)
     if len(set(counts)) == 1:
-        grouped = values.reshape(len(counts), counts[0], *values.shape[1:])
-        m2 = ((grouped - mean.unsqueeze(1)) ** 2).sum(1)
+        m2 = ((values.reshape(len(counts), counts[0], *values.shape[1:]) - mean.unsqueeze(1)) ** 2).sum(1)
     else:
         groups = torch.split(values, list(counts))
         m2 = torch.stack([((group - middle) ** 2).sum(0) for group, middle in zip(groups, mean, strict=True)])
@@ -64,11 +79,22 @@ def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool) -> Moments
         count=tuple(counts),
         mean=mean,
         m2=m2,
-        expected_entropy=None if entropy is None else _group_means(entropy, counts),
+        expected_entropy=None if entropies is None else _group_means(entropies, counts),
         aleatoric=None if variances is None else _group_means(variances, counts),
+        within=None if within is None else _group_means(within, counts),
         draws=values if keep_draws else None,
-        variances=variances if keep_draws else None,
+        entropies=entropies if keep_draws else None,
+        variances=_sum(variances, within) if keep_draws else None,
+        fans=fans,
     )
+
+
+def _by_draw(values: Tensor, fan_out: int) -> Tensor:
+    return values.reshape(-1, fan_out, *values.shape[1:])
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one if other is None else other if one is None else one + other
 
 
 def _group_means(values: Tensor, counts: Sequence[int]) -> Tensor:
@@ -77,73 +103,41 @@ def _group_means(values: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([group.mean(0) for group in torch.split(values, list(counts))])
 
 
+def _join(parts: Sequence[Moments], axis: int) -> dict[str, Any]:
+    """Put what all of them have side by side."""
+    found: dict[str, Any] = {}
+    for name in _TENSORS:
+        present = [value for part in parts if (value := getattr(part, name)) is not None]
+        found[name] = torch.cat(present, axis) if len(present) == len(parts) else None
+    return found
+
+
 def merge(first: Moments, second: Moments) -> Moments:
     """Put the groups of `second` after those of `first`."""
-
-    def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-        return None if one is None or other is None else torch.cat([one, other])
-
-    return Moments(
-        count=first.count + second.count,
-        mean=torch.cat([first.mean, second.mean]),
-        m2=torch.cat([first.m2, second.m2]),
-        expected_entropy=both(first.expected_entropy, second.expected_entropy),
-        aleatoric=both(first.aleatoric, second.aleatoric),
-        draws=both(first.draws, second.draws),
-        variances=both(first.variances, second.variances),
-    )
+    return replace(first, count=first.count + second.count, **_join([first, second], 0))
 
 
 def split_rows(moments: Moments, rows: Sequence[int]) -> list[Moments]:
     """Split moments of all rows into those of so many rows each."""
-
-    def parts(values: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * len(rows) if values is None else torch.split(values, list(rows), 1)
-
-    columns = zip(
-        torch.split(moments.mean, list(rows), 1),
-        torch.split(moments.m2, list(rows), 1),
-        *map(parts, (moments.expected_entropy, moments.aleatoric, moments.draws, moments.variances)),
-        strict=True,
-    )
-    return [Moments(moments.count, *part) for part in columns]
+    if len(rows) == 1:
+        return [moments]
+    columns: list[Sequence[Tensor | None]] = [
+        [None] * len(rows) if (values := getattr(moments, name)) is None else torch.split(values, list(rows), 1)
+        for name in _TENSORS
+    ]
+    return [replace(moments, **dict(zip(_TENSORS, part, strict=True))) for part in zip(*columns, strict=True)]
 
 
 def take_rows(moments: Moments, rows: Tensor) -> Moments:
     """Return the moments of the rows of these numbers."""
-
-    def taken(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.index_select(1, rows.to(values.device))
-
-    return Moments(
-        moments.count,
-        moments.mean.index_select(1, rows.to(moments.mean.device)),
-        moments.m2.index_select(1, rows.to(moments.m2.device)),
-        taken(moments.expected_entropy),
-        taken(moments.aleatoric),
-        taken(moments.draws),
-        taken(moments.variances),
-    )
+    found = {name: value for name in _TENSORS if (value := getattr(moments, name)) is not None}
+    taken: dict[str, Any] = {name: value.index_select(1, rows.to(value.device)) for name, value in found.items()}
+    return replace(moments, **taken)
 
 
 def join_rows(parts: Sequence[Moments]) -> Moments:
     """Undo `split_rows`; all parts have the same groups."""
-
-    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
-        present = [value for value in values if value is not None]
-        return torch.cat(present, 1) if len(present) == len(values) else None
-
-    if len(parts) == 1:
-        return parts[0]
-    return Moments(
-        parts[0].count,
-        torch.cat([part.mean for part in parts], 1),
-        torch.cat([part.m2 for part in parts], 1),
-        joined([part.expected_entropy for part in parts]),
-        joined([part.aleatoric for part in parts]),
-        joined([part.draws for part in parts]),
-        joined([part.variances for part in parts]),
-    )
+    return parts[0] if len(parts) == 1 else replace(parts[0], **_join(parts, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +146,7 @@ class Spread:
 
     mean: Array  # over draws
     variance: Array | None  # of a draw, unbiased, >= 0; None for a single draw
+    between_draws: Array | None  # the part of it that is not within a draw's fan-out
     standard_error: Array | None  # of the mean over draws; None for a single draw
 
 
@@ -168,20 +163,28 @@ def spread(moments: Moments, balanced: bool, ratio: float | None = None) -> Spre
 
     Balanced draws of one group repel each other, so the pooled variance is biased upwards. With two groups or more
     the variance is mean(y^2) less the mean over pairs of groups of the product of their means, which is unbiased
-    and equals M2 / S + s_b^2 / G, s_b^2 being the variance between group means.
+    and equals M2 / S + s_b^2 / G, s_b^2 being the variance between group means. What a fan-out averages out is added.
     """
     draws, groups = moments.total, len(moments.count)
     mean, m2 = totals(moments)
     if draws < 2:
-        return Spread(mean, None, None)
-    variance = m2 / (draws - 1)
-    if not balanced:
-        return Spread(mean, variance, np.sqrt(variance / draws))
-    if groups < 2:
-        return Spread(mean, variance, balanced_error(np.sqrt(variance / draws), None, groups, ratio))
-    between = to_numpy(moments.mean).var(axis=0, ddof=1) / groups
-    variance = m2 / draws + between
-    return Spread(mean, variance, balanced_error(np.sqrt(variance / draws), np.sqrt(between), groups, ratio))
+        return Spread(mean, None, None, None)
+    variance, between = m2 / (draws - 1), None
+    if balanced and groups >= 2:
+        between = to_numpy(moments.mean).var(axis=0, ddof=1) / groups
+        variance = m2 / draws + between
+    error = np.sqrt(variance / draws)
+    if balanced:
+        error = balanced_error(error, None if between is None else np.sqrt(between), groups, ratio)
+    whole = variance if moments.within is None else variance + weighted_mean(moments.within, moments)
+    return Spread(mean, whole, variance, error)
+
+
+def weighted_mean(values: Tensor, moments: Moments) -> Array:
+    """Return the mean over all draws of a mean per group, (G, B, K)."""
+    weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
+    mean: Array = (weights * to_numpy(values)).sum(0) / weights.sum()
+    return mean
 
 
 def balanced_error(independent: Array, between: Array | None, groups: int, ratio: float | None) -> Array:
@@ -206,14 +209,19 @@ def joint_covariance(moments: Moments, balanced: bool) -> Array | None:
     """Return the covariance (B, B, K) of the rows' predictions over draws; None for a single draw.
 
     A draw is one thinned network for all rows, so rows move together. Estimated as `spread` estimates the variance,
-    which is its diagonal. Needs `moments.draws`.
+    which is its diagonal. Needs `moments.draws`, and `fans` where there is a fan-out.
     """
     draws, groups = to_numpy(moments.draws), len(moments.count)
     if len(draws) < 2:
         return None
-    if not balanced or groups < 2:
-        return _products(draws) / (len(draws) - 1)
-    return _products(draws) / len(draws) + _products(to_numpy(moments.mean)) / (groups * (groups - 1))
+    if balanced and groups >= 2:
+        found = _products(draws) / len(draws) + _products(to_numpy(moments.mean)) / (groups * (groups - 1))
+    else:
+        found = _products(draws) / (len(draws) - 1)
+    if moments.fans is not None:
+        every = to_numpy(moments.fans)
+        found = found + _products(every) / len(every) - _products(draws) / len(draws)  # what is within a draw
+    return found
 
 
 def _products(values: Array) -> Array:
@@ -371,10 +379,10 @@ def classify(moments: Moments, scatter: Spread) -> Classification:
     expected = (weights[:, None] * to_numpy(moments.expected_entropy)).sum(0) / weights.sum()
     plain_entropy = entropy(mean)
     plain = corrected = None
-    if scatter.variance is not None:
+    if scatter.between_draws is not None:
         most = np.log(mean.shape[-1])
         plain = np.maximum(plain_entropy - expected, 0.0)
-        unbounded = _entropy_corrected(moments, mean, scatter.variance) - expected
+        unbounded = _entropy_corrected(moments, mean, scatter.between_draws) - expected
         corrected = np.clip(unbounded, 0.0, np.maximum(most - expected, 0.0))
     return Classification(
         probabilities=mean,
@@ -413,8 +421,7 @@ def regress(
     mean, epistemic = scatter.mean, scatter.variance
     aleatoric = None
     if moments.aleatoric is not None:
-        weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
-        aleatoric = (weights * to_numpy(moments.aleatoric)).sum(0) / weights.sum()
+        aleatoric = weighted_mean(moments.aleatoric, moments)
     elif noise_variance is not None:
         aleatoric = np.broadcast_to(noise_variance, mean.shape).copy()
     total = None if epistemic is None else epistemic + (0.0 if aleatoric is None else aleatoric)
@@ -429,9 +436,11 @@ def regress(
 
 
 def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
-    if moments.variances is not None:
-        return to_numpy(moments.variances)
-    return None if aleatoric is None else np.broadcast_to(aleatoric, tuple(to_numpy(moments.draws).shape))
+    own = None if moments.variances is None else to_numpy(moments.variances)
+    if moments.aleatoric is not None or aleatoric is None:
+        return own
+    constant: Array = np.broadcast_to(aleatoric, tuple(to_numpy(moments.draws).shape))
+    return constant if own is None else own + constant
 
 
 def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
@@ -443,13 +452,14 @@ def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[fl
     at = np.asarray(levels, dtype=np.float64)
     if variances is None:
         return np.moveaxis(np.quantile(means, at, axis=0), 0, -1)
-    deviation = np.sqrt(variances)
+    deviation = np.maximum(np.sqrt(variances), np.finfo(np.float64).tiny)
     reach = 40.0 * deviation
     low = np.repeat((means - reach).min(0)[..., None], len(at), -1)
     high = np.repeat((means + reach).max(0)[..., None], len(at), -1)
     for _ in range(80):
         middle = (low + high) / 2
-        below = special.ndtr((middle - means[..., None]) / deviation[..., None]).mean(0) < at
+        with np.errstate(over="ignore"):
+            below = special.ndtr((middle - means[..., None]) / deviation[..., None]).mean(0) < at
         low, high = np.where(below, middle, low), np.where(below, high, middle)
         if np.all(high - low <= 1e-10 * (1.0 + np.abs(low))):
             break

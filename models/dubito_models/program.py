@@ -7,9 +7,8 @@ mask"; what no mask reaches is the prefix (the same for every draw), the rest is
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sympy
 import torch
@@ -20,7 +19,9 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
+from dubito_models.fanning import POINTS, Fan, Integral
 from dubito_models.leading import lead_with_draws
+from dubito_models.parts import Part, extract, ordered
 from dubito_models.precision import Precision, hold_weights, round_products
 from dubito_models.rewriting import (
     alpha_masked,
@@ -36,7 +37,6 @@ from dubito_models.sites import (
     Site,
     SymbolNames,
     Symbols,
-    evaluate_size,
     expression_of,
     find_reached,
     is_size,
@@ -71,10 +71,14 @@ class StochasticProgram:
         inputs: Mapping[str, Mapping[int, str]],
         output: int = 0,
         precision: Precision = Precision.FLOAT32,
+        fan_out: int = 1,
+        *,
+        integrated: bool = False,
     ) -> None:
         """Rewrite and cut; `inputs` names the inputs in order and their free axes, `output` is a flat index.
 
-        Raises `NoDropout`, `UnknownRandomness` or `UnsupportedNetwork` for what cannot be served.
+        `fan_out`: masks of the last site for each draw of the others (see `many`); `integrated`: all of them at once,
+        in closed form. Raises `NoDropout`, `UnknownRandomness` or `UnsupportedNetwork` for what cannot be served.
         """
         module = _lift(exported)
         functionalise(module.graph)
@@ -86,20 +90,28 @@ class StochasticProgram:
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
         self.rounded_products = round_products(module, masks) if precision is Precision.BFLOAT16 else 0
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
+        self.fan_out = POINTS if integrated else fan_out
+        self.integrated = integrated
         self.device = torch.device("cpu")
-        hold_weights(self._suffix.module, self.device)
-        self._led = self._lead()
+        self._prepare()
 
-    def _lead(self) -> fx.GraphModule | None:
-        return None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)
+    def _prepare(self) -> None:
+        """Derive the forms of the suffix that run many draws; they share its weights, so anew where these move."""
+        hold_weights(self._suffix.module, self.device)
+        self._led = None if self._suffix.has_sizes else lead_with_draws(self._suffix.module)
+        has_sizes = self._suffix.has_sizes
+        self._fan: Fan | Integral | None = None
+        if self.integrated:
+            self._fan = Integral(self._suffix.module, self.sites, has_sizes)
+        elif self.fan_out > 1:
+            self._fan = Fan(self._suffix.module, len(self.sites), self.fan_out, has_sizes)
 
     def to(self, device: torch.device) -> StochasticProgram:
         """Move the weights to a device, in place; returns self."""
         self._prefix.module.to(device)
         self._suffix.module.to(device)
-        hold_weights(self._suffix.module, device)
-        self._led = self._lead()  # anew, so that it shares the moved weights
         self.device = device
+        self._prepare()
         return self
 
     def remarks(self) -> tuple[str, ...]:
@@ -140,7 +152,15 @@ class StochasticProgram:
         return result
 
     def many(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
-        """Run S draws at once, over the leading axis of the masks; returns (S, N, ...)."""
+        """Run S draws at once, over the leading axis of the masks; returns (S, N, ...).
+
+        With a fan-out F the last site's masks are (S F, ...): each draw of the other sites goes on under F of them in
+        turn, and (S F, N, ...) returns. Where the last site is integrated its masks (S, ...) are not looked at, and
+        F values return that stand for all masks.
+        """
+        if self._fan is not None:
+            sizes = self._suffix.sizes_at(self._symbols, boundary.symbols)
+            return self._fan.run(boundary.values, sizes, masks)
         if self._led is not None:
             led: Tensor = self._led(*boundary.values, *(mask.unsqueeze(1) for mask in masks))
             return led
@@ -153,8 +173,31 @@ class StochasticProgram:
         batched: Tensor = torch.func.vmap(one, randomness="error")(*masks)
         return batched
 
+    def loop(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        """Do the same one by one."""
+        if isinstance(self._fan, Integral):
+            sizes = self._suffix.sizes_at(self._symbols, boundary.symbols)
+            return self._fan.run(boundary.values, sizes, masks, at_once=False)
+        several = self._spread_fan(masks)
+        return torch.stack([self.suffix(boundary, draw) for draw in zip(*several, strict=True)])
+
+    def loop_by_row(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        """Do what `many_by_row` does one by one."""
+        rows, several = self.split(boundary, [1] * boundary.rows), self._spread_fan(masks)
+        draws = [
+            torch.cat([self.suffix(row, own) for row, *own in zip(rows, *draw, strict=True)])
+            for draw in zip(*several, strict=True)
+        ]
+        return torch.stack(draws)
+
+    def _spread_fan(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Repeat masks (S, ...) before a fan as often as the last site has its own."""
+        *early, last = masks
+        return [*(mask.repeat_interleave(self.fan_out, 0) for mask in early), last]
+
     def many_by_row(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
-        """Run S draws at once of rows that share no mask: masks (S, N, ...); returns (S, N, ...)."""
+        """Run S draws at once of rows that share no mask: masks (S, N, ...); returns what `many` does."""
+        masks = self._spread_fan(masks)
         if self._led is not None:
             led: Tensor = self._led(*boundary.values, *masks)
             return led
@@ -225,60 +268,14 @@ class StochasticProgram:
 
     def bytes_per_draw(self, symbols: Symbols) -> int:
         """Return the bytes of the largest value that one draw of the suffix makes, for these sizes."""
+        if self._fan is not None:
+            return self._fan.largest_at(self._symbols, symbols)
         return self._suffix.largest_at(self._symbols, symbols)
-
-
-class _Part:
-    """A graph of its own: it takes tensors, then the values of `sizes`, then (the suffix) masks.
-
-    What depends on sizes alone is evaluated once per shape.
-    """
-
-    def __init__(self, module: fx.GraphModule, sizes: tuple[Any, ...]) -> None:
-        self.module = module
-        self._sizes = sizes
-        self._values: dict[tuple[tuple[str, int], ...], tuple[int | float, ...]] = {}
-        self._largest: dict[tuple[tuple[str, int], ...], int] = {}
-
-    @property
-    def has_sizes(self) -> bool:
-        """Whether the graph takes sizes as numbers."""
-        return bool(self._sizes)
-
-    def sizes_at(self, names: SymbolNames, symbols: Symbols) -> tuple[int | float, ...]:
-        """Evaluate the sizes that the graph takes, for these sizes of the free axes."""
-        if not self._sizes:
-            return ()
-        key = tuple(symbols.items())
-        if key not in self._values:
-            named = names.values(symbols)
-            _remember(self._values, key, tuple(evaluate_size(size, named) for size in self._sizes))
-        return self._values[key]
-
-    def largest_at(self, names: SymbolNames, symbols: Symbols) -> int:
-        """Return the bytes of the largest value that the graph makes, for these sizes of the free axes."""
-        key = tuple(symbols.items())
-        if key not in self._largest:
-            named = names.values(symbols)
-            values = [node.meta["val"] for node in self.module.graph.nodes if node.op == "call_function"]
-            sizes = [
-                int(evaluate_size(value.numel(), named)) * value.element_size()
-                for value in values
-                if isinstance(value, Tensor)
-            ]
-            _remember(self._largest, key, max(sizes))
-        return self._largest[key]
 
 
 def _lead_with_rows(value: Tensor, axis: int, rows: int) -> Tensor:
     """Turn (.., rows * c, ..) into (rows, .., c, ..): what each row has of it."""
     return value.reshape(*value.shape[:axis], rows, -1, *value.shape[axis + 1 :]).movedim(axis, 0)
-
-
-def _remember(cache: dict[Any, Any], key: object, value: object, most: int = 4096) -> None:
-    if len(cache) >= most:
-        cache.pop(next(iter(cache)))
-    cache[key] = value
 
 
 @functools.lru_cache(maxsize=4096)
@@ -333,14 +330,14 @@ def _keep_output(graph: fx.Graph, output: int) -> None:
 
 def _cut(
     module: fx.GraphModule, masks: tuple[fx.Node, ...], symbols: SymbolNames
-) -> tuple[_Part, _Part, tuple[int | None, ...]]:
+) -> tuple[Part, Part, tuple[int | None, ...]]:
     """Split into prefix and suffix; also the row axis of each tensor that crosses (None: it has no rows)."""
     graph = module.graph
     random = find_reached(graph, masks)
     refuse_shared_writes(graph, random)
     later = [node for node in graph.nodes if node in random and node.op == "call_function"]
     later = _with_row_numbers(graph, later)
-    crossing = _ordered(
+    crossing = ordered(
         parent
         for node in later
         for parent in node.all_input_nodes
@@ -349,11 +346,11 @@ def _cut(
     early = _upstream(graph, crossing)
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in masks]
     prefix_sizes, suffix_sizes = _sizes_for(early), _sizes_for(later)
-    prefix = _extract(module, early, (*inputs, *prefix_sizes), tuple(crossing))
-    suffix = _extract(module, later, (*crossing, *suffix_sizes, *masks), graph.output_node().args[0])
+    prefix = extract(module, early, (*inputs, *prefix_sizes), tuple(crossing))
+    suffix = extract(module, later, (*crossing, *suffix_sizes, *masks), graph.output_node().args[0])
     return (
-        _Part(prefix, tuple(size.meta["val"] for size in prefix_sizes)),
-        _Part(suffix, tuple(size.meta["val"] for size in suffix_sizes)),
+        Part(prefix, tuple(size.meta["val"] for size in prefix_sizes)),
+        Part(suffix, tuple(size.meta["val"] for size in suffix_sizes)),
         tuple(_row_axis(node, symbols) for node in crossing),
     )
 
@@ -374,13 +371,9 @@ def _with_row_numbers(graph: fx.Graph, calls: list[fx.Node]) -> list[fx.Node]:
     return [node for node in graph.nodes if node in calls or (node in wanted and node in of_sizes)]
 
 
-def _ordered(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    return list(dict.fromkeys(nodes))
-
-
 def _sizes_for(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """Return the sizes that these nodes take."""
-    return _ordered(parent for node in nodes for parent in node.all_input_nodes if is_size(parent))
+    return ordered(parent for node in nodes for parent in node.all_input_nodes if is_size(parent))
 
 
 def _refuse_sizes_of_data(graph: fx.Graph) -> None:
@@ -417,32 +410,6 @@ def _reach(graph: fx.Graph, ends: set[fx.Node], *, through_sizes: bool = False) 
             if through_sizes or not is_size(node):
                 reached.update(node.all_input_nodes)
     return reached
-
-
-def _extract(
-    module: fx.GraphModule, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Any
-) -> fx.GraphModule:
-    """Build a graph of these calls that takes `inputs` and returns `outputs`; weights come along."""
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    for node in inputs:
-        values[node] = graph.placeholder(node.name)
-        values[node].meta.update(node.meta)
-
-    def take(old: fx.Node) -> fx.Node:
-        if old not in values and old.op == "get_attr":
-            values[old] = graph.get_attr(str(old.target))
-            values[old].meta.update(old.meta)
-        return values[old]
-
-    for node in nodes:
-        values[node] = graph.node_copy(node, take)
-    graph.output(fx.map_arg(outputs, take))
-    root = nn.Module()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            root.register_buffer(node.target, getattr(module, node.target))
-    return fx.GraphModule(root, graph)
 
 
 def _row_axis(node: fx.Node, symbols: SymbolNames) -> int | None:

@@ -139,7 +139,7 @@ def settled(
     if stopping.rule is StoppingRule.TOLERANCE:
         assert stopping.target is not None
         ratio = None if ratios is None else ratios.of(stopping.quantity)
-        error = standard_error(_influence(stopping.quantity, draws), moments.count, balanced, ratio)
+        error = standard_error(_influence(stopping.quantity, moments), moments.count, balanced, ratio)
         worst = error.reshape(draws.shape[1], -1).max(1)
         enough: NDArray[np.bool_] = np.round(worst / stopping.target, 6) <= 1.0
         return enough
@@ -162,19 +162,19 @@ def standard_error(values: Array, counts: Sequence[int], balanced: bool, ratio: 
     return balanced_error(np.sqrt(unbiased / draws), np.sqrt(between), groups, ratio)
 
 
-def measure_error_ratios(draws: Array, counts: Sequence[int], task: Task) -> ErrorRatios:
-    """Return the ratios of balanced draws (S, B, K) in many groups of equal `counts`, pooled over rows and outputs."""
+def measure_error_ratios(moments: Moments, task: Task) -> ErrorRatios:
+    """Return the ratios of balanced draws in many groups of equal size, pooled over rows and outputs."""
+    counts = moments.count
 
     def ratio(values: Array) -> float:
-        groups = len(counts)
         between = _group_means(values, counts).var(0, ddof=1)
-        variance = values.var(0) + between / groups  # of a draw, unbiased
+        variance = values.var(0) + between / len(counts)  # of a draw, unbiased
         independent = variance.sum() / counts[0]
         return 1.0 if independent == 0.0 else min(1.0, math.sqrt(between.sum() / independent))
 
     if task is Task.REGRESSION:
-        return ErrorRatios(ratio(draws), 1.0, 1.0)
-    return ErrorRatios(*(ratio(_influence(quantity, draws)) for quantity in Quantity))
+        return ErrorRatios(ratio(to_numpy(moments.draws)), 1.0, 1.0)
+    return ErrorRatios(*(ratio(_influence(quantity, moments)) for quantity in Quantity))
 
 
 def _group_means(values: Array, counts: Sequence[int]) -> Array:
@@ -183,13 +183,14 @@ def _group_means(values: Array, counts: Sequence[int]) -> Array:
     return sums / np.asarray(counts, dtype=np.float64).reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def _influence(quantity: Quantity, draws: Array) -> Array:
+def _influence(quantity: Quantity, moments: Moments) -> Array:
     """Return values (S, B, ...) whose scatter is that of the quantity's estimate, to first order."""
+    draws = to_numpy(moments.draws)
     if quantity is Quantity.MEAN:
         return draws
     mean = draws.mean(0)
     crossed: Array = -special.xlogy(draws, np.where(mean > 0.0, mean, 1.0)).sum(-1)
-    return crossed if quantity is Quantity.PREDICTIVE_ENTROPY else crossed - special.entr(draws).sum(-1)
+    return crossed if quantity is Quantity.PREDICTIVE_ENTROPY else crossed - to_numpy(moments.entropies)
 
 
 def _leaders(draws: Array) -> tuple[Array, Array]:
@@ -211,7 +212,7 @@ def _is_off(
     answer = classify(moments, spread(moments, balanced))
     found = answer.predictive_entropy if quantity is Quantity.PREDICTIVE_ENTROPY else answer.mutual_information
     assert found is not None
-    return _differs_from_zero(_influence(quantity, draws), found - target, moments.count, balanced, alpha)
+    return _differs_from_zero(_influence(quantity, moments), found - target, moments.count, balanced, alpha)
 
 
 def _differs_from_zero(

@@ -242,7 +242,8 @@ class Masks:
     ) -> list[Tensor]:
         """Return the masks of draws first..first+count-1, one float32 tensor (count, *shape) per site.
 
-        With the numbers of `rows` (R,), each of which has masks of its own: (count, R, *shape).
+        With the numbers of `rows` (R,), each of which has masks of its own: (count, R, *shape). With a fan-out the last
+        site has so many masks for each draw: (count * fan_out, ...).
         """
         g = self.group_size
         groups = range(first // g, -(-(first + count) // g))
@@ -254,11 +255,16 @@ class Masks:
         )
         start = first - groups.start * g
         masks = []
-        for number, site in enumerate(self._program.sites):
+        for number, (site, repeats) in enumerate(zip(self._program.sites, self._repeats(rows), strict=True)):
             parts = [group[number] for group in kept]
             several = torch.cat(parts) if len(parts) > 1 else parts[0]
-            masks.append(several[start : start + count] * site.kept)
+            masks.append(several[start * repeats : (start + count) * repeats] * site.kept)
         return masks
+
+    def _repeats(self, rows: Tensor | None) -> list[int]:
+        """Return how many masks each site has in a draw; rows that share none are not integrated, but fanned."""
+        last = 1 if self._program.integrated and rows is None else self._program.fan_out
+        return [1] * (len(self._program.sites) - 1) + [last]
 
     def _groups(
         self, shapes: tuple[tuple[int, ...], ...], seed: int, design: Design, groups: Sequence[int]
@@ -290,12 +296,15 @@ class Masks:
         device, g = self._program.device, self.group_size
         places = torch.arange(g, dtype=torch.int32, device=device)
         sites = []
-        for number, (site, shape) in enumerate(zip(self._program.sites, shapes, strict=True)):
+        for number, (site, shape, repeats) in enumerate(
+            zip(self._program.sites, shapes, self._repeats(rows), strict=True)
+        ):
             even = design is Design.BALANCED and self.balanced[number]
             how = Design.BALANCED if even else Design.INDEPENDENT
-            bits = drop_bits(site, number, shape, how, seed, groups, g, device, rows).unsqueeze(1)
-            kept = bits >> places.reshape(-1, *(1,) * (bits.dim() - 2)) & 1 ^ 1
-            sites.append(kept.to(torch.uint8))  # (G, g, *shape) or (G, g, R, *shape)
+            own = [group * repeats + part for group in groups for part in range(repeats)]
+            bits = drop_bits(site, number, shape, how, seed, own, g, device, rows).unsqueeze(1)
+            kept = (bits >> places.reshape(-1, *(1,) * (bits.dim() - 2)) & 1 ^ 1).to(torch.uint8)
+            sites.append(kept.reshape(len(groups), repeats * g, *kept.shape[2:]))  # (G, g, ...)
         return [list(group) for group in zip(*sites, strict=True)]
 
     def _keep(self, key: tuple[object, ...], masks: list[Tensor]) -> None:

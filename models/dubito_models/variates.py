@@ -13,7 +13,6 @@ sums, and the mask need not be drawn (Casella & Robert 1996, "Rao-Blackwellisati
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from torch import Tensor, fx
 
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.heads import Decoded
-from dubito_models.predictive import Array, Moments, Spread, gather, spread, to_numpy
-from dubito_models.program import Boundary, StochasticProgram, _Part
-from dubito_models.rewriting import alpha_masked, is_view, masked_attention, multiply_by_mask, spread_over_rows
-from dubito_models.sites import Site, read_argument
+from dubito_models.predictive import Array, Moments, Spread, gather, spread, to_numpy, weighted_mean
+from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.rewriting import alpha_masked, masked_attention, multiply_by_mask, spread_over_rows
+from dubito_models.sites import Site
 
-aten = torch.ops.aten
 GRADIENT_LIMIT = 1 << 24  # numbers, over rows, outputs and units
 _MASKED = {multiply_by_mask: (1, 2), alpha_masked: (1, 2), masked_attention: (3, 4), spread_over_rows: (0, 1)}
 # ... where among the arguments the mask stands, and the row axis
@@ -132,7 +130,8 @@ def mask_gradients(
         ]
         wanted = [mask.requires_grad_() for mask, has_rows in zip(masks, expansion.by_row, strict=True) if has_rows]
         try:
-            raw = expansion.graph(*values, *sizes, *masks).reshape(rows, -1)
+            raw = expansion.graph(*values, *sizes, *masks)
+            raw = raw if raw.dim() == 2 else raw.unsqueeze(1)
             found = [
                 torch.autograd.grad(raw[:, k].sum(), wanted, retain_graph=True, materialize_grads=True)
                 for k in range(outputs)
@@ -146,7 +145,7 @@ def mask_gradients(
 def known_variance(gradients: Sequence[Tensor | None], sites: Sequence[Site]) -> Tensor:
     """Return the variance (B, K) float64 of the controls of these gradients."""
     parts = [
-        gradient.flatten(2).square().sum(-1, dtype=torch.float64) * mask_variance(site)
+        gradient.unsqueeze(-1).flatten(2).square().sum(-1, dtype=torch.float64) * mask_variance(site)
         for gradient, site in zip(gradients, sites, strict=True)
         if gradient is not None
     ]
@@ -159,12 +158,12 @@ def controls(gradients: Sequence[Tensor | None], masks: Sequence[Tensor], sites:
     for gradient, mask, site in zip(gradients, masks, sites, strict=True):
         if gradient is None:
             continue
-        flat = gradient.flatten(2)  # (B, K, units)
+        flat, off = gradient.unsqueeze(-1).flatten(2), mask.unsqueeze(-1) - mean_mask(site)  # (B, K, units)
         if mask.dim() < gradient.dim():
-            product = (mask.flatten(1) - mean_mask(site)) @ flat.flatten(0, 1).T
-            parts.append(product.reshape(-1, *flat.shape[:2]).double())
+            product = off.flatten(1) @ flat.flatten(0, 1).T
+            parts.append(product.reshape(len(mask), *flat.shape[:2]).double())
         else:
-            parts.append(torch.einsum("sbu,bku->sbk", mask.flatten(2) - mean_mask(site), flat).double())
+            parts.append(torch.einsum("sbu,bku->sbk", off.flatten(2), flat).double())
     return torch.stack(parts).sum(0)
 
 
@@ -181,81 +180,23 @@ def adjusted_spread(
     found = spread(gather(Decoded(mean=beside), moments.count, False), balanced, ratio)
     mean = np.split(found.mean, 3, -1)[2]
     if found.variance is None or found.standard_error is None:
-        return Spread(mean, None, None)
+        return Spread(mean, None, None, None)
     plain, linear, _ = np.split(found.variance, 3, -1)
     variance = plain - linear + to_numpy(known)
-    return Spread(mean, np.where(variance > 0.0, variance, plain), np.split(found.standard_error, 3, -1)[2])
+    between = np.where(variance > 0.0, variance, plain)
+    whole = between if moments.within is None else between + weighted_mean(moments.within, moments)
+    return Spread(mean, whole, between, np.split(found.standard_error, 3, -1)[2])
 
 
-def measure_gain(draws: Array, controls: Array) -> float:
-    """Return by what these controls divide the mean squared error of a variance: draws, controls (S, B, K).
+def measure_gain(draws: Array, controls: Array, within: Array | None = None) -> float:
+    """Return by what controls (S, B, K) divide the mean squared error of the variance of draws (S, B, K).
 
-    Both are unbiased, so it is the ratio of the variances over draws of what they average, the squared deviations.
-    Pooled over rows, and over outputs each in its own scale.
+    `within`: the variance that is known within each draw, where a last layer is integrated. All estimates are
+    unbiased, so it is the ratio of the variances over draws of what they average: squared deviations, and what is
+    within. Pooled over rows, and over outputs each in its own scale.
     """
-    squares = (draws - draws.mean(0)) ** 2
-    scale = squares.mean((0, 1)) ** 2 + np.finfo(np.float64).tiny
-    left = squares - (controls - controls.mean(0)) ** 2
-    before, after = ((values.var(0) / scale).sum() for values in (squares, left))
-    return float(before / after) if after > 0.0 else math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class LastLayer:
-    """The dropout and the linear layer that a network ends in."""
-
-    body: StochasticProgram  # predicts what is dropped last, (N, units); takes all masks, and leaves the last unused
-    site: int  # the number of that dropout
-    weight: Tensor  # (width, units)
-    bias: Tensor | None  # (width,)
-
-
-def find_last_layer(program: StochasticProgram) -> LastLayer | None:
-    """Find them, where nothing but views follow that make (N, 1) to (N,); None where a network ends otherwise."""
-    suffix = program._suffix.module
-    prediction: Any = suffix.graph.output_node().args[0]
-    last = prediction
-    while is_view(last):
-        last = last.args[0]
-    if last.target is not aten.linear.default:
-        return None
-    dropped, weight, bias = (read_argument(last, name) for name in ("input", "weight", "bias"))
-    follows_nothing = last is prediction or (prediction.meta["val"].dim() == 1 and last.meta["val"].shape[1] == 1)
-    own = all(part is None or part.op == "get_attr" for part in (weight, bias))
-    if not (follows_nothing and own and dropped.target is multiply_by_mask and len(dropped.users) == 1):
-        return None
-    hidden, mask, row_axis, trailing = dropped.args
-    if hidden.meta["val"].dim() != 2 or row_axis != 0 or trailing:
-        return None
-    masks = [node for node in suffix.graph.nodes if node.op == "placeholder"][-len(program.sites) :]
-    own_bias = None if bias is None else getattr(suffix, bias.target)
-    return LastLayer(_up_to(program, hidden), masks.index(mask), getattr(suffix, weight.target), own_bias)
-
-
-def _up_to(program: StochasticProgram, end: fx.Node) -> StochasticProgram:
-    """Return the program that predicts the value of a node of the suffix."""
-    suffix = program._suffix
-    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.graph_copy(suffix.module.graph, copied)
-    graph.output(copied[end])
-    graph.eliminate_dead_code()
-    body = copy.copy(program)
-    body._suffix = _Part(fx.GraphModule(suffix.module, graph), suffix._sizes)
-    body._led = body._lead()
-    return body
-
-
-def run_body(last: LastLayer, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
-    """Return what is dropped last, (S, B, units), in draws of these masks (S, ...)."""
-    hidden = last.body.many(boundary, masks)
-    return hidden if hidden.dim() == 3 else hidden.expand(len(masks[0]), *hidden.shape)  # no other mask: one for all
-
-
-def integrate(last: LastLayer, hidden: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-    """Return a draw's mean and variance over the last mask, (S, B, K) float64 each; `hidden` (S, B, units)."""
-    weight = last.weight[:outputs]
-    mean = hidden @ weight.T
-    if last.bias is not None:
-        mean = mean + last.bias[:outputs]
-    squares = weight.square() * mask_variance(last.body.sites[last.site])
-    return mean.double(), (hidden.square() @ squares.T).double()
+    before = (draws - draws.mean(0)) ** 2 + (0.0 if within is None else within)
+    after = before - (controls - controls.mean(0)) ** 2
+    scale = before.mean((0, 1)) ** 2 + np.finfo(np.float64).tiny
+    error, left = (float((values.var(0) / scale).sum()) for values in (before, after))
+    return error / left if left > 0.0 else math.inf

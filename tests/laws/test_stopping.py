@@ -18,7 +18,7 @@ from dubito_models.engine import Engine, Run, SamplingSpec, wants
 from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Decoded, Task
 from dubito_models.package import ModelVersion, load_version
-from dubito_models.predictive import Classification, Regression, StopReason, gather
+from dubito_models.predictive import Classification, Moments, Regression, StopReason, gather
 from dubito_models.stopping import (
     ErrorRatios,
     Quantity,
@@ -44,6 +44,10 @@ def classes(draws: NDArray[np.float64]) -> Decoded:
 
 def numbers(draws: NDArray[np.float64]) -> Decoded:
     return Decoded(None, torch.as_tensor(draws), None)
+
+
+def kept(decoded: Decoded) -> Moments:
+    return gather(decoded, [G] * 128, keep_draws=True)
 
 
 def run(
@@ -176,13 +180,13 @@ def test_ratios_of_draws_that_cancel_are_small_and_of_independent_ones_one() -> 
     random = np.random.default_rng(9)
     half = random.normal(size=(128, G // 2, 30, 2))
     cancelling = np.concatenate([half, -half], 1).reshape(128 * G, 30, 2) + 0.1 * random.normal(size=(128 * G, 30, 2))
-    assert measure_error_ratios(cancelling, [G] * 128, Task.REGRESSION).mean == pytest.approx(0.1, rel=0.25)
+    assert measure_error_ratios(kept(numbers(cancelling)), Task.REGRESSION).mean == pytest.approx(0.1, rel=0.25)
     draws = softmax_draws(30, 0.8, 0.5, seed=3, draws=128 * G)
-    ratios = measure_error_ratios(draws, [G] * 128, Task.CLASSIFICATION)
+    ratios = measure_error_ratios(kept(classes(draws)), Task.CLASSIFICATION)
     for quantity in Quantity:
         assert ratios.of(quantity) == pytest.approx(1.0, abs=0.25)
     same = np.ones((128 * G, 30, 2))
-    assert measure_error_ratios(same, [G] * 128, Task.REGRESSION) == ErrorRatios(1.0, 1.0, 1.0)
+    assert measure_error_ratios(kept(numbers(same)), Task.REGRESSION) == ErrorRatios(1.0, 1.0, 1.0)
 
 
 def test_a_calibrated_version_tolerates_earlier_at_no_more_error(packed: Packed, tmp_path: Path) -> None:
