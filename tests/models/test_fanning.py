@@ -143,6 +143,38 @@ def test_an_integral_is_the_mean_and_variance_over_every_last_mask(end: str) -> 
             torch.testing.assert_close(points.var(0, correction=0), weights @ (every - mean) ** 2, rtol=1e-5, atol=1e-7)
 
 
+class Ends(nn.Module):
+    """Dropout, a linear layer, and an end of many kinds."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self.stem, self.drop, self.end = nn.Linear(6, 8), nn.Dropout(0.3), end
+        self.head = nn.Linear(8, 2 if end == "one of two" else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(torch.relu(self.stem(self.drop(x))))
+        raw: Tensor = self.head(hidden)
+        ends = {"squeezed": raw.squeeze(-1), "selected": raw[:, 0], "flat": raw.reshape(-1), "as it is": raw,
+                "one of two": raw[:, 0], "softplus": nn.functional.softplus(raw),
+                "read twice": raw + hidden.mean(-1, keepdim=True), "scaled": raw * 2.0}  # fmt: skip
+        return ends[self.end]
+
+
+@pytest.mark.parametrize("end", ["squeezed", "selected", "flat", "as it is"])
+def test_a_last_layer_may_be_followed_by_a_view(end: str) -> None:
+    x = torch.randn(3, 6)
+    program = program_for(Ends(end), x, integrated=True)
+    boundary = program.prefix({"x": x})
+    masks = Masks(program, group_size=10, balanced=[True, True]).draws(boundary.symbols, 0, DESIGNS[0], 0, 2)
+    assert program.many(boundary, masks).shape == ((2 * POINTS, 3, 1) if end == "as it is" else (2 * POINTS, 3))
+
+
+@pytest.mark.parametrize("end", ["softplus", "read twice", "scaled", "one of two"])
+def test_nothing_else_may_follow_it(end: str) -> None:
+    with pytest.raises(UnsupportedNetwork, match="one linear layer"):
+        program_for(Ends(end), torch.randn(3, 6), integrated=True)
+
+
 @pytest.mark.parametrize("end", ["tanh", "skip"])
 def test_what_does_not_end_in_one_linear_layer_is_drawn(end: str, tmp_path: Path) -> None:
     assert (version := packed_as(deep(end), tmp_path)).manifest.fan_out == 1

@@ -174,9 +174,7 @@ def test_a_failure_after_training_leaves_no_version(
 def test_an_interrupted_run_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
     """Ctrl-C ends the command with 130 and the word where it goes on, and leaves a checkpoint and no version."""
     recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 5000").replace("patience = 3", "patience = 5000"))
-    heeds = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    )
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"{heeds}; from dubito_models.command import train; train()"
     arguments = [sys.executable, "-c", program, str(recipe), "--repository", "repository", "--no-calibration"]
     log = tmp_path / "runs/tiny-seed0/log.csv"

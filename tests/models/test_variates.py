@@ -1,4 +1,4 @@
-"""Control variates and Rao-Blackwell: right gradients, known moments, and estimates that stay unbiased."""
+"""Control variates, alone and under an integrated last site: right gradients, known moments, unbiased estimates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dubito_models.errors import UnsupportedNetwork
+from dubito_models.fanning import POINTS
 from dubito_models.heads import Decoded
 from dubito_models.predictive import gather, spread
 from dubito_models.program import StochasticProgram
@@ -20,14 +21,11 @@ from dubito_models.variates import (
     adjusted_spread,
     controls,
     expand,
-    find_last_layer,
-    integrate,
     known_variance,
     mask_gradients,
     mask_variance,
     mean_mask,
     measure_gain,
-    run_body,
 )
 from networks import CASES, build, mlp, program_for, random_masks, sample, thinned
 
@@ -260,9 +258,9 @@ def test_mean_and_variance_stay_unbiased_and_vary_less(design: Design) -> None:
     """300 estimates of 4 groups each against 200,000 draws, by z-tests for every row and output."""
     inputs = {"input": torch.randn(3, 6, generator=torch.Generator().manual_seed(5))}
     program = program_for(regression(), inputs)
-    boundary, expansion, last = program.prefix(inputs), expand(program), find_last_layer(program)
+    exact = program_for(regression(), inputs, integrated=True)
+    boundary, expansion = program.prefix(inputs), expand(program)
     assert expansion is not None
-    assert last is not None
     gradients = mask_gradients(expansion, boundary, 2)
     assert gradients is not None
     known = known_variance(gradients, program.sites)
@@ -276,22 +274,20 @@ def test_mean_and_variance_stay_unbiased_and_vary_less(design: Design) -> None:
     raw = program.many(boundary, masks).double()
     linear = controls(gradients, masks, program.sites)
     linear_earlier = controls(earlier, masks, program.sites)
-    expected, within = integrate(last, run_body(last, boundary, masks), 2)
+    points = exact.many(boundary, masks).double().reshape(len(raw), POINTS, 3, 2)
+    expected, within = points.mean(1), points.var(1, correction=0)
     ways: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"plain": [], "control": [], "integrated": [], "both": []}
     for start in range(0, len(raw), 4 * size):
         part = slice(start, start + 4 * size)
         moments = gather(Decoded(mean=raw[part]), [size] * 4, True)
-        moments_integrated = gather(Decoded(mean=expected[part]), [size] * 4, True)
-        more = within[part].mean(0).numpy()
+        moments_integrated = gather(Decoded(mean=points[part].flatten(0, 1)), [size] * 4, True)
         whole = spread(moments, balanced)
         adjusted = adjusted_spread(moments, linear[part], known, balanced)
         integrated = spread(moments_integrated, balanced)
         both = adjusted_spread(moments_integrated, linear_earlier[part], known_earlier, balanced)
-        for name, found, plus in (
-            ("plain", whole, 0.0), ("control", adjusted, 0.0), ("integrated", integrated, more), ("both", both, more),
-        ):  # fmt: skip
+        for name, found in (("plain", whole), ("control", adjusted), ("integrated", integrated), ("both", both)):
             assert found.variance is not None
-            ways[name].append((found.mean, found.variance + plus))
+            ways[name].append((found.mean, found.variance))
     true_mean, true_variance = truth.mean(0).numpy(), truth.var(0).numpy()
     deviations = (truth - truth.mean(0)).square()
     sure = (true_variance / len(truth), deviations.var(0).numpy() / len(truth))
@@ -324,9 +320,8 @@ def test_a_network_that_is_linear_in_its_masks_is_known_exactly(design: Design) 
     network = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Dropout(0.2), nn.Linear(12, 2))
     inputs = {"input": torch.randn(3, 6)}
     program = program_for(network, inputs)
-    boundary, expansion, last = program.prefix(inputs), expand(program), find_last_layer(program)
+    boundary, expansion = program.prefix(inputs), expand(program)
     assert expansion is not None
-    assert last is not None
     gradients = mask_gradients(expansion, boundary, 2)
     assert gradients is not None
     masks = drawn(program, inputs, 7, design, 20)
@@ -341,10 +336,6 @@ def test_a_network_that_is_linear_in_its_masks_is_known_exactly(design: Design) 
     np.testing.assert_allclose(found.mean, calm, atol=1e-6)
     np.testing.assert_allclose(found.variance, exact, rtol=1e-5)
     assert found.standard_error.max() < 1e-6
-    mean, variance = integrate(last, run_body(last, boundary, masks), 2)
-    assert mean.shape == variance.shape == (20, 3, 2)
-    np.testing.assert_allclose(mean[7].numpy(), calm, atol=1e-6)
-    np.testing.assert_allclose(variance[7].numpy(), exact, rtol=1e-5)
 
 
 def test_a_variance_that_few_draws_leave_below_zero_is_the_one_without_controls() -> None:
@@ -367,47 +358,3 @@ def test_the_gain_is_one_without_controls_and_infinite_where_they_are_all() -> N
     assert measure_gain(draws, np.zeros_like(draws)) == pytest.approx(1.0)
     assert measure_gain(draws, draws - 5.0) > 1e12
     assert measure_gain(draws, draws * [1.0, 0.0]) == pytest.approx(2.0, rel=0.25), "each output in its own scale"
-
-
-class Ends(nn.Module):
-    def __init__(self, end: str) -> None:
-        super().__init__()
-        self.stem, self.drop, self.end = nn.Linear(6, 8), nn.Dropout(0.3), end
-        self.head = nn.Linear(8, 2 if end == "one of two" else 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(torch.relu(self.stem(self.drop(x))))
-        raw: Tensor = self.head(hidden)
-        ends = {"squeezed": raw.squeeze(-1), "selected": raw[:, 0], "flat": raw.reshape(-1), "as it is": raw,
-                "one of two": raw[:, 0], "softplus": nn.functional.softplus(raw),
-                "read twice": raw + hidden.mean(-1, keepdim=True), "scaled": raw * 2.0}  # fmt: skip
-        return ends[self.end]
-
-
-@pytest.mark.parametrize(
-    ("end", "found"),
-    [
-        ("squeezed", True), ("selected", True), ("flat", True), ("as it is", True), ("softplus", False),
-        ("read twice", False), ("scaled", False), ("one of two", False),
-    ],
-)  # fmt: skip
-@torch.no_grad()
-def test_the_last_layer_is_found_only_where_nothing_else_follows(end: str, found: bool) -> None:
-    """What it integrates is the network's own mean and variance over the last mask: all 256 of them, with weights."""
-    inputs = {"x": torch.randn(3, 6)}
-    program = program_for(Ends(end), inputs)
-    last = find_last_layer(program)
-    assert (last is not None) == found
-    if last is None:
-        return
-    boundary = program.prefix(inputs)
-    first = random_masks(program, boundary.symbols, 1)[0]
-    kept = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
-    weights = (0.7**kept * 0.3 ** (1 - kept)).prod(1).double().reshape(-1, 1, 1)
-    masks = [first.expand(256, -1), kept * program.sites[1].kept]
-    raw = program.many(boundary, masks).double().reshape(256, 3, 1)
-    mean = (weights * raw).sum(0)
-    variance = (weights * (raw - mean).square()).sum(0)
-    one, other = integrate(last, run_body(last, boundary, masks), 1)
-    torch.testing.assert_close(one[0], mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(other[0], variance, rtol=1e-5, atol=1e-6)
