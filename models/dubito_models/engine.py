@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.errors import InvalidArgument
+from dubito_models.errors import InvalidArgument, UnsupportedNetwork
 from dubito_models.export import ROWS
 from dubito_models.heads import Decoded, Head, Task, decode
 from dubito_models.predictive import (
@@ -44,7 +44,6 @@ from dubito_models.program import Boundary, StochasticProgram
 from dubito_models.sites import SiteKind
 from dubito_models.stopping import (
     ALL_DRAWS,
-    ErrorRatios,
     Stopping,
     StoppingRule,
     count_looks,
@@ -53,6 +52,16 @@ from dubito_models.stopping import (
     settled,
 )
 from dubito_models.thinning import Design, Masks, MaskScope
+from dubito_models.variates import (
+    GRADIENT_LIMIT,
+    Expansion,
+    adjusted_spread,
+    controls,
+    expand,
+    known_variance,
+    mask_gradients,
+    measure_gain,
+)
 
 MAX_SEED = 2**64 - 1
 PASS_BYTES = 64 << 20  # of the largest value of a pass, at most, where nobody says otherwise
@@ -60,6 +69,7 @@ _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose ca
 _USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
 _ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
 _RATIO_ROWS, _RATIO_GROUPS = 128, 32  # to measure what balance gains
+_WORTH = 3.0  # that control variates have to gain: they cost up to 1.7 times the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,7 @@ class Part:
     """Some rows of a request that have drawn, and why no more; `rows`: their numbers in it."""
 
     rows: NDArray[np.int64]
+    boundary: Boundary
     moments: Moments
     plain: Moments | None  # without calibration, where asked for
     reason: StopReason
@@ -208,6 +219,7 @@ class Engine:
         self._noise_variance = noise_variance
         self._pass_bytes = pass_bytes
         self._timed: dict[int, int] = {}
+        self._expansion: Expansion | None = None
         self.vmaps = vmapped
 
     def plan(self, spec: SamplingSpec, affordable: int | None = None) -> Plan:
@@ -292,6 +304,7 @@ class Engine:
         plain = run.plain
         part = Part(
             run.active[done],
+            self.program.select(run.boundary, aside),
             take_rows(run.moments, aside),
             None if plain is None else take_rows(plain, aside),
             stopping.reason,
@@ -386,7 +399,7 @@ class Engine:
                 raise InvalidArgument("run", "no draws", "a run that was advanced")
             pieces += [(number, part) for part in run.settled]
             if run.rows or not run.settled:
-                pieces.append((number, Part(run.active, run.moments, run.plain, reason)))
+                pieces.append((number, Part(run.active, run.boundary, run.moments, run.plain, reason)))
         alike: dict[tuple[object, ...], list[tuple[int, Part]]] = {}
         for number, part in pieces:
             run = runs[number]
@@ -408,6 +421,10 @@ class Engine:
         balanced = self._balances(plan)
         ratios = None if calibration is None else calibration.error_ratios
         scatter = spread(moments, balanced, None if ratios is None else ratios.mean)
+        drawn = moments.draws
+        if calibration is not None and calibration.control_variate and plan.spec.scope is MaskScope.DRAW:
+            boundary = self.program.join([part.boundary for part in parts])
+            moments, scatter = self._control(boundary, moments, scatter, plan)
         whole = Predictive(
             answer=self._end(moments, scatter, plan.spec, calibration),
             uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,
@@ -420,7 +437,7 @@ class Engine:
             scope=plan.spec.scope.value,
             calibration_id="" if calibration is None else calibration.id,
             calibration_validity=_validity(run, moments.total),
-            raw_draws=to_numpy(moments.draws) if plan.spec.raw_draws and moments.draws is not None else None,
+            raw_draws=to_numpy(drawn) if plan.spec.raw_draws and drawn is not None else None,
             joint_covariance=None,
         )
         end = 0
@@ -428,6 +445,50 @@ class Engine:
             start, end = end, end + len(part.rows)
             joint = joint_covariance(part.moments, balanced) if plan.spec.joint else None
             yield replace(whole.rows(start, end), joint_covariance=joint)
+
+    def _control(self, boundary: Boundary, moments: Moments, scatter: Spread, plan: Plan) -> tuple[Moments, Spread]:
+        """Take what is known of a regression's draws out of their chance; draws are moved and stretched alike."""
+        assert moments.draws is not None
+        if moments.total < 2:
+            return moments, scatter
+        found = self.controls(boundary, moments.total, moments.draws.shape[-1], plan)
+        if found is None:
+            return moments, scatter
+        better = adjusted_spread(moments, *found, self._balances(plan))
+        assert better.between_draws is not None
+        deviations = moments.draws - moments.draws.mean(0)
+        own = to_numpy(deviations.square().mean(0))
+        stretch = np.sqrt(np.divide(better.between_draws, own, out=np.ones_like(own), where=own > 0.0))
+        draws = torch.from_numpy(better.mean) + deviations.cpu() * torch.from_numpy(stretch)
+        return replace(moments, draws=draws), replace(better, standard_error=scatter.standard_error)
+
+    def controls(self, boundary: Boundary, draws: int, outputs: int, plan: Plan) -> tuple[Tensor, Tensor] | None:
+        """Return the control variates (S, B, K) of a run's first draws, and their known variance (B, K).
+
+        None where the network has none: no site before the last one of a fan-out, or no gradient.
+        """
+        if self._expansion is None:
+            self._expansion = expand(self.program)
+        sites, expansion = self.program.sites, self._expansion
+        fans = self.program.fan_out > 1  # the last site's chance is averaged out, or nearly
+        if expansion is None or not any(expansion.by_row[: len(sites) - fans]):
+            return None
+        units = sum(math.prod(shape) for shape in self.program.mask_shapes(boundary.symbols))
+        block = max(1, GRADIENT_LIMIT // (outputs * units))
+        rows = [min(block, boundary.rows - start) for start in range(0, boundary.rows, block)]
+        found = [mask_gradients(expansion, part, outputs) for part in self.program.split(boundary, rows)]
+        if any(gradients is None for gradients in found):
+            return None
+        whole = [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
+        chosen = [*whole[:-1], None] if fans else whole
+        step = max(1, _ROW_MASKS // units // plan.group_size) * plan.group_size
+        values = []
+        with torch.inference_mode():
+            for start in range(0, draws, step):
+                count = min(step, draws - start)
+                masks = self.masks.draws(boundary.symbols, plan.seed, plan.design, start, count)
+                values.append(controls(chosen, masks, sites))
+            return torch.cat(values).cpu(), known_variance(chosen, sites).cpu()
 
     def _end(
         self, moments: Moments, scatter: Spread, spec: SamplingSpec, calibration: Calibration | None = None
@@ -472,15 +533,35 @@ class Engine:
         return found
 
 
-def measure_balance(engine: Engine, inputs: Mapping[str, Tensor], calibration: Calibration) -> ErrorRatios | None:
-    """Measure what the balanced design gains, on the first rows of `inputs`, (B, ...); None: nothing is balanced."""
-    if not any(engine.masks.balanced):
-        return None
+def measure_gains(engine: Engine, inputs: Mapping[str, Tensor], calibration: Calibration) -> Calibration:
+    """Measure on the first rows of `inputs`, (B, ...), what balance gains, and whether control variates do.
+
+    Returns the calibration with what was found.
+    """
     g = engine.masks.group_size
     some = {name: value[:_RATIO_ROWS] for name, value in inputs.items()}
     drawn = engine.draws(some, SamplingSpec(max_draws=g * _RATIO_GROUPS, design=Design.BALANCED))
     found = calibration.apply(drawn)
-    return measure_error_ratios(gather(found, [g] * _RATIO_GROUPS, keep_draws=True), engine.head.task)
+    moments = gather(found, [g] * _RATIO_GROUPS, keep_draws=True)
+    balances = any(engine.masks.balanced)
+    ratios = measure_error_ratios(moments, engine.head.task) if balances else None
+    pays = engine.head.task is Task.REGRESSION and _measure_control(engine, some, moments) >= _WORTH
+    return replace(calibration, error_ratios=ratios, control_variate=pays)
+
+
+def _measure_control(engine: Engine, inputs: Mapping[str, Tensor], moments: Moments) -> float:
+    """Return by what control variates divide the squared error of the variance."""
+    plan = engine.plan(SamplingSpec(max_draws=moments.total, design=Design.BALANCED))
+    [run] = engine.start([(inputs, plan)], None)
+    assert moments.draws is not None
+    try:
+        found = engine.controls(run.boundary, moments.total, moments.draws.shape[-1], plan)
+    except UnsupportedNetwork:  # no gradient
+        return 1.0
+    if found is None:
+        return 1.0
+    within = None if moments.within is None else to_numpy(moments.variances)  # a constant noise more does no harm
+    return measure_gain(to_numpy(moments.draws), to_numpy(found[0]), within)
 
 
 def wants(run: Run, *, watched: bool = False) -> int:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from dubito_models.archive import read_program
 from dubito_models.audit import ROUNDING, TOLERANCE, audit, audit_fan, audit_rounding
 from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec, measure_balance
+from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec, measure_gains
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
 from dubito_models.files import write_atomically
 from dubito_models.heads import Task
@@ -116,7 +116,7 @@ class ModelVersion:
             nll_before=fitted.nll_before,
             nll_after=fitted.nll_after,
         )
-        calibration = replace(calibration, error_ratios=measure_balance(self.engine, tensors, calibration))
+        calibration = measure_gains(self.engine, tensors, calibration)
         self.save_calibration(calibration)
         return calibration
 

@@ -45,6 +45,7 @@ class Calibration:
     precision: str = "float32"
     fan_out: int = 1
     error_ratios: ErrorRatios | None = None  # what balance gains in draws
+    control_variate: bool = False  # whether a regression's variance is taken with control variates: they paid
 
     @property
     def id(self) -> str:
