@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install test lint types contracts unit demo bench protos clean
+.PHONY: install test lint types contracts unit demo bench gpu-check protos clean
 
 install: $(STAMP)
 
@@ -35,6 +35,12 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/serving.py
+
+# The CUDA tests, then the benchmark, within 8 minutes. Needs torch, numpy, scipy and pytest, and installs nothing.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu-check:
+	@PYTHONPATH=models $(GPU_PYTHON) benchmarks/gpu.py --tests --minutes 6 --out benchmarks/results/gpu.json
 
 # Regenerates the committed code from the .proto files.
 protos: $(STAMP)

@@ -15,6 +15,7 @@ from dubito_client.errors import refused
 
 Design = Literal["balanced", "independent"]
 MaskScope = Literal["draw", "row"]
+Estimator = Literal["plain", "linearized"]
 Validity = Literal["none", "approximate", "exact"]
 
 
@@ -27,6 +28,7 @@ class Replay(TypedDict):
     draws: int
     design: Design
     mask_scope: MaskScope
+    estimator: Estimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Prediction(Answer):
             # "mixed" is only ever answered: it is what a balanced design becomes where some sites are too large.
             design="independent" if self.design == "independent" else "balanced",
             mask_scope="row" if self.mask_scope == "row" else "draw",
+            estimator="linearized" if self.estimator == "linearized" else "plain",
         )
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from numpy.typing import NDArray
 
-from dubito_client.answers import Design, Evaluation, MaskScope, ModelInfo, ModelStatus, Prediction
+from dubito_client.answers import Design, Estimator, Evaluation, MaskScope, ModelInfo, ModelStatus, Prediction
 from dubito_client.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -50,6 +50,11 @@ _SCOPES: dict[str | None, pb.MaskScope] = {
     None: pb.MASK_SCOPE_UNSPECIFIED,
     "draw": pb.MASK_SCOPE_DRAW,
     "row": pb.MASK_SCOPE_ROW,
+}
+_ESTIMATORS: dict[str | None, pb.Estimator] = {
+    None: pb.ESTIMATOR_UNSPECIFIED,
+    "plain": pb.ESTIMATOR_PLAIN,
+    "linearized": pb.ESTIMATOR_LINEARIZED,
 }
 _RULES: dict[str | None, pb.StoppingRule] = {
     "tolerance": pb.STOPPING_RULE_TOLERANCE,
@@ -85,6 +90,7 @@ def predict(
     tolerance: float | None = None,
     coverage: float | None = None,
     mask_scope: MaskScope | None = None,
+    estimator: Estimator | None = None,
     timeout: float | None = None,
     id: str = "",  # noqa: A002 - the wire's own name
 ) -> Steps[Prediction]:
@@ -98,6 +104,7 @@ def predict(
     `coverage`: of prediction sets, `interval_level`: of intervals, `quantiles`: of regression; each in (0, 1).
     `raw_draws`: the prediction of every draw too; `joint`: the covariance of the predictions between rows.
     `mask_scope`: "draw", one thinned network for all rows, or "row", masks of its own for each row.
+    `estimator`: "plain", or "linearized": corrected by linear logits, where the model's calibration allows it.
     `timeout`: seconds for everything. Raises the errors of `dubito_client.errors`.
     """
     deadline = session.deadline(timeout)
@@ -117,6 +124,7 @@ def predict(
         uncalibrated=uncalibrated,
         coverage=coverage,
         mask_scope=mask_scope,
+        estimator=estimator,
         id=id,
     )
     prediction = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Predict", request, inputs, read_prediction)
@@ -141,6 +149,7 @@ class Asked(TypedDict, total=False):
     tolerance: float | None
     coverage: float | None
     mask_scope: MaskScope | None
+    estimator: Estimator | None
     id: str
 
 
@@ -193,6 +202,7 @@ def _prediction_request(
     tolerance: float | None = None,
     coverage: float | None = None,
     mask_scope: MaskScope | None = None,
+    estimator: Estimator | None = None,
     id: str = "",  # noqa: A002 - the wire's own name
 ) -> pb.PredictRequest:
     """Return the request without its inputs."""
@@ -210,6 +220,7 @@ def _prediction_request(
             seed=_whole("seed", seed, *_UINT64),
             design=_choice("design", design, _DESIGNS),
             mask_scope=_choice("mask_scope", mask_scope, _SCOPES),
+            estimator=_choice("estimator", estimator, _ESTIMATORS),
             interval_level=_real("interval_level", interval_level),
             quantiles=_reals("quantiles", quantiles),
             raw_draws=bool(raw_draws),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from dubito_client.answers import Design, Evaluation, MaskScope, ModelInfo, Prediction
+from dubito_client.answers import Design, Estimator, Evaluation, MaskScope, ModelInfo, Prediction
 from dubito_client.client import Client
 from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
 from dubito_client.files import read_arrays, read_table
@@ -22,12 +22,13 @@ SHOWN_LINES = 50
 _GROUP = "dubito.commands"
 # Said here because help must list a command without importing it: training alone imports torch.
 _CAPTIONS = {
+    "bench": "Measure what a packaged model costs here, and how many draws it needs.",
     "models": "List the models that a server holds.",
     "predict": "Predict the rows of a file, and say how far to trust it.",
     "serve": "Serve a repository of packaged models over gRPC.",
     "train": "Train, calibrate and package a model from a recipe.",
 }
-_EXTRAS = {"serve": "server", "train": "train"}
+_EXTRAS = {"bench": "models", "serve": "server", "train": "train"}
 
 
 class Failure(click.ClickException):
@@ -103,6 +104,7 @@ class _Asked:
     seed: int | None
     design: Design | None
     masks_by: MaskScope | None
+    estimator: Estimator | None
     coverage: float | None
     interval_level: float | None
 
@@ -134,6 +136,11 @@ class _Asked:
     "--masks-by",
     type=click.Choice(["draw", "row"]),
     help="Who shares masks: all rows of a draw, or no two rows.  [default: draw]",
+)
+@click.option(
+    "--estimator",
+    type=click.Choice(["plain", "linearized"]),
+    help="Mean over draws, or corrected by linear logits: for accuracy beyond hundreds of draws.  [default: plain]",
 )
 @click.option("--coverage", type=float, help="Of prediction sets (classification), in (0, 1).")
 @click.option("--interval-level", type=float, help="Of intervals (regression), in (0, 1).")
@@ -204,6 +211,7 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
         seed=asked.seed,
         design=asked.design,
         mask_scope=asked.masks_by,
+        estimator=asked.estimator,
         coverage=asked.coverage,
         interval_level=asked.interval_level,
     )

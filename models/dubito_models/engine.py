@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.errors import InvalidArgument, UnsupportedNetwork
+from dubito_models.errors import InvalidArgument
 from dubito_models.export import ROWS
 from dubito_models.heads import Decoded, Head, Task, decode
 from dubito_models.predictive import (
@@ -41,35 +42,30 @@ from dubito_models.predictive import (
     to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.refining import Refiner
 from dubito_models.sites import SiteKind
 from dubito_models.stopping import (
     ALL_DRAWS,
     Stopping,
     StoppingRule,
     count_looks,
-    measure_error_ratios,
     next_look,
     settled,
 )
 from dubito_models.thinning import Design, Masks, MaskScope
-from dubito_models.variates import (
-    GRADIENT_LIMIT,
-    Expansion,
-    adjusted_spread,
-    controls,
-    expand,
-    known_variance,
-    mask_gradients,
-    measure_gain,
-)
 
 MAX_SEED = 2**64 - 1
 PASS_BYTES = 64 << 20  # of the largest value of a pass, at most, where nobody says otherwise
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
 _USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
 _ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
-_RATIO_ROWS, _RATIO_GROUPS = 128, 32  # to measure what balance gains
-_WORTH = 3.0  # that control variates have to gain: they cost up to 1.7 times the time
+
+
+class Estimator(StrEnum):
+    """How draws become an answer: their mean, or their mean corrected by linear logits (see `linearized`)."""
+
+    PLAIN = "plain"
+    LINEARIZED = "linearized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +78,7 @@ class SamplingSpec:
     design: Design | None = None
     scope: MaskScope = MaskScope.DRAW
     stopping: Stopping = ALL_DRAWS
+    estimator: Estimator = Estimator.PLAIN
     interval_level: float = 0.9
     quantiles: tuple[float, ...] = ()
     raw_draws: bool = False
@@ -120,7 +117,7 @@ class SamplingSpec:
     @property
     def keeps_draws(self) -> bool:
         """Whether every draw of a classification is needed until the end, beside the moments."""
-        return self.raw_draws or self.joint or self.stops
+        return self.raw_draws or self.joint or self.stops or self.estimator is Estimator.LINEARIZED
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +130,11 @@ class Plan:
     design: Design
     group_size: int
     spec: SamplingSpec
+
+    @property
+    def thinning(self) -> tuple[int, Design, MaskScope]:
+        """What, with a draw's number, fixes all masks."""
+        return self.seed, self.design, self.spec.scope
 
     @property
     def first_look(self) -> int:
@@ -184,8 +186,7 @@ class Run:
         sizes = tuple(sorted((name, size) for name, size in self.boundary.symbols.items() if name != ROWS))
         calibration = None if self.calibration is None else self.calibration.id
         tail = min(wants(self), self.plan.group_size)
-        plan = self.plan
-        return (plan.seed, plan.design, plan.spec.scope, self.next_draw, tail, calibration, sizes)
+        return (*self.plan.thinning, self.next_draw, tail, calibration, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ class Engine:
         self._noise_variance = noise_variance
         self._pass_bytes = pass_bytes
         self._timed: dict[int, int] = {}
-        self._expansion: Expansion | None = None
+        self._refiner = Refiner(program, masks, head)
         self.vmaps = vmapped
 
     def plan(self, spec: SamplingSpec, affordable: int | None = None) -> Plan:
@@ -232,6 +233,8 @@ class Engine:
         spec.stopping.check(self.head.task)
         if spec.scope is MaskScope.ROW:
             self._refuse_weights()
+        if spec.estimator is Estimator.LINEARIZED and self.head.task is not Task.CLASSIFICATION:
+            raise InvalidArgument("estimator", spec.estimator, "plain, for a regression")
         usual = self.defaults.draws
         if spec.stops:
             usual = max(usual, min(usual * _PATIENCE, affordable or usual * _PATIENCE))
@@ -424,17 +427,23 @@ class Engine:
         drawn = moments.draws
         if calibration is not None and calibration.control_variate and plan.spec.scope is MaskScope.DRAW:
             boundary = self.program.join([part.boundary for part in parts])
-            moments, scatter = self._control(boundary, moments, scatter, plan)
+            moments, scatter = self._refiner.control(boundary, moments, scatter, plan.seed, plan.design)
+        answer = self._end(moments, scatter, plan.spec, calibration)
+        error = scatter.standard_error
+        if calibration is not None and _estimator(plan.spec, calibration) is Estimator.LINEARIZED and moments.total > 1:
+            boundary = self.program.join([part.boundary for part in parts])
+            answer, error = self._refiner.linearize(boundary, moments, plan.seed, plan.design, calibration)
         whole = Predictive(
-            answer=self._end(moments, scatter, plan.spec, calibration),
+            answer=answer,
             uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,
             draws=np.full(moments.mean.shape[1], moments.total, dtype=np.int64),
-            standard_error=scatter.standard_error,
+            standard_error=error,
             stop_reason=(reason,) * moments.mean.shape[1],
             seed=plan.seed,
             design=self.masks.design_of(plan.design).value,
             group_size=self.masks.group_size,
             scope=plan.spec.scope.value,
+            estimator=_estimator(plan.spec, calibration).value,
             calibration_id="" if calibration is None else calibration.id,
             calibration_validity=_validity(run, moments.total),
             raw_draws=to_numpy(drawn) if plan.spec.raw_draws and drawn is not None else None,
@@ -445,50 +454,6 @@ class Engine:
             start, end = end, end + len(part.rows)
             joint = joint_covariance(part.moments, balanced) if plan.spec.joint else None
             yield replace(whole.rows(start, end), joint_covariance=joint)
-
-    def _control(self, boundary: Boundary, moments: Moments, scatter: Spread, plan: Plan) -> tuple[Moments, Spread]:
-        """Take what is known of a regression's draws out of their chance; draws are moved and stretched alike."""
-        assert moments.draws is not None
-        if moments.total < 2:
-            return moments, scatter
-        found = self.controls(boundary, moments.total, moments.draws.shape[-1], plan)
-        if found is None:
-            return moments, scatter
-        better = adjusted_spread(moments, *found, self._balances(plan))
-        assert better.between_draws is not None
-        deviations = moments.draws - moments.draws.mean(0)
-        own = to_numpy(deviations.square().mean(0))
-        stretch = np.sqrt(np.divide(better.between_draws, own, out=np.ones_like(own), where=own > 0.0))
-        draws = torch.from_numpy(better.mean) + deviations.cpu() * torch.from_numpy(stretch)
-        return replace(moments, draws=draws), replace(better, standard_error=scatter.standard_error)
-
-    def controls(self, boundary: Boundary, draws: int, outputs: int, plan: Plan) -> tuple[Tensor, Tensor] | None:
-        """Return the control variates (S, B, K) of a run's first draws, and their known variance (B, K).
-
-        None where the network has none: no site before the last one of a fan-out, or no gradient.
-        """
-        if self._expansion is None:
-            self._expansion = expand(self.program)
-        sites, expansion = self.program.sites, self._expansion
-        fans = self.program.fan_out > 1  # the last site's chance is averaged out, or nearly
-        if expansion is None or not any(expansion.by_row[: len(sites) - fans]):
-            return None
-        units = sum(math.prod(shape) for shape in self.program.mask_shapes(boundary.symbols))
-        block = max(1, GRADIENT_LIMIT // (outputs * units))
-        rows = [min(block, boundary.rows - start) for start in range(0, boundary.rows, block)]
-        found = [mask_gradients(expansion, part, outputs) for part in self.program.split(boundary, rows)]
-        if any(gradients is None for gradients in found):
-            return None
-        whole = [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
-        chosen = [*whole[:-1], None] if fans else whole
-        step = max(1, _ROW_MASKS // units // plan.group_size) * plan.group_size
-        values = []
-        with torch.inference_mode():
-            for start in range(0, draws, step):
-                count = min(step, draws - start)
-                masks = self.masks.draws(boundary.symbols, plan.seed, plan.design, start, count)
-                values.append(controls(chosen, masks, sites))
-            return torch.cat(values).cpu(), known_variance(chosen, sites).cpu()
 
     def _end(
         self, moments: Moments, scatter: Spread, spec: SamplingSpec, calibration: Calibration | None = None
@@ -533,37 +498,6 @@ class Engine:
         return found
 
 
-def measure_gains(engine: Engine, inputs: Mapping[str, Tensor], calibration: Calibration) -> Calibration:
-    """Measure on the first rows of `inputs`, (B, ...), what balance gains, and whether control variates do.
-
-    Returns the calibration with what was found.
-    """
-    g = engine.masks.group_size
-    some = {name: value[:_RATIO_ROWS] for name, value in inputs.items()}
-    drawn = engine.draws(some, SamplingSpec(max_draws=g * _RATIO_GROUPS, design=Design.BALANCED))
-    found = calibration.apply(drawn)
-    moments = gather(found, [g] * _RATIO_GROUPS, keep_draws=True)
-    balances = any(engine.masks.balanced)
-    ratios = measure_error_ratios(moments, engine.head.task) if balances else None
-    pays = engine.head.task is Task.REGRESSION and _measure_control(engine, some, moments) >= _WORTH
-    return replace(calibration, error_ratios=ratios, control_variate=pays)
-
-
-def _measure_control(engine: Engine, inputs: Mapping[str, Tensor], moments: Moments) -> float:
-    """Return by what control variates divide the squared error of the variance."""
-    plan = engine.plan(SamplingSpec(max_draws=moments.total, design=Design.BALANCED))
-    [run] = engine.start([(inputs, plan)], None)
-    assert moments.draws is not None
-    try:
-        found = engine.controls(run.boundary, moments.total, moments.draws.shape[-1], plan)
-    except UnsupportedNetwork:  # no gradient
-        return 1.0
-    if found is None:
-        return 1.0
-    within = None if moments.within is None else to_numpy(moments.variances)  # a constant noise more does no harm
-    return measure_gain(to_numpy(moments.draws), to_numpy(found[0]), within)
-
-
 def wants(run: Run, *, watched: bool = False) -> int:
     """Return how many draws a run still wants, to the next look of its rule or of whoever watches; 0: it has enough."""
     if run.settled and not run.rows:
@@ -572,11 +506,19 @@ def wants(run: Run, *, watched: bool = False) -> int:
     return (run.plan.look_after(run.next_draw) if stepwise else run.plan.max_draws) - run.next_draw
 
 
+def _estimator(spec: SamplingSpec, calibration: Calibration | None) -> Estimator:
+    """Return what is used of what was asked: linear logits where a calibration found that they serve."""
+    serves = calibration is not None and calibration.linearized and spec.scope is MaskScope.DRAW
+    return spec.estimator if serves else Estimator.PLAIN
+
+
 def _validity(run: Run, draws: int) -> Validity:
     if run.calibration is None:
         return Validity.NONE
     fitted = run.calibration.draws, run.calibration.seed, run.calibration.design, MaskScope.DRAW
     used = draws, run.plan.seed, run.plan.design.value, run.plan.spec.scope
+    if _estimator(run.plan.spec, run.calibration) is Estimator.LINEARIZED:
+        return Validity.APPROXIMATE
     return Validity.EXACT if fitted == used else Validity.APPROXIMATE
 
 

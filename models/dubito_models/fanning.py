@@ -118,6 +118,7 @@ class Integral:
         self._flat = suffix.graph.output_node().args[0].meta["val"].dim() == 1  # type: ignore[union-attr]
         self._variance = sites[-1].kept ** 2 * sites[-1].rate * (1.0 - sites[-1].rate)  # of a mask's element
         self._mean = sites[-1].kept * (1.0 - sites[-1].rate)
+        self._points = _gaussian_points(self._weight)  # once: it comes from the CPU
 
     def largest_at(self, names: SymbolNames, symbols: Symbols) -> int:
         """Return the bytes of the largest value that one draw makes, for these sizes of the free axes."""
@@ -139,7 +140,7 @@ class Integral:
             [hidden] = (self._trunk.run if at_once else self._trunk.loop)(values, sizes, early)
         mean = torch.nn.functional.linear(hidden * self._mean, self._weight, self._bias)  # (S, N, K)
         variance = hidden.square() @ (self._weight.square() * self._variance).T
-        points = mean.unsqueeze(1) + variance.sqrt().unsqueeze(1) * _gaussian_points(mean)  # (S, F, N, K)
+        points = mean.unsqueeze(1) + variance.sqrt().unsqueeze(1) * self._points  # (S, F, N, K)
         found: Tensor = points.flatten(0, 1)
         return found.squeeze(-1) if self._flat else found
 

@@ -26,9 +26,10 @@ from dubito_models.archive import read_program
 from dubito_models.audit import ROUNDING, TOLERANCE, audit, audit_fan, audit_rounding
 from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec, measure_gains
+from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
 from dubito_models.files import write_atomically
+from dubito_models.gains import measure_gains
 from dubito_models.heads import Task
 from dubito_models.manifest import NAME, InputSignature, Manifest, SiteEntry, read_inputs
 from dubito_models.precision import Precision, has_bfloat16_products

@@ -289,6 +289,7 @@ class Predictive:
     seed: int
     design: str
     group_size: int
+    estimator: str  # "plain", or "linearized"
     scope: str  # who shares a mask: the rows of a "draw", or none but the "row" itself
     calibration_id: str
     calibration_validity: Validity
@@ -340,6 +341,16 @@ def join_answers(parts: Sequence[Predictive], rows: Sequence[NDArray[np.int64]])
         calibration_validity=parts[0].calibration_validity if exact else Validity.APPROXIMATE,
         raw_draws=joined(_pad([part.raw_draws for part in parts]), axis=1),
     )
+
+
+def concatenate(answers: Sequence[Classification]) -> Classification:
+    """Put answers for some rows each one after the other."""
+    changes: dict[str, Any] = {
+        field.name: np.concatenate(values) if all(value is not None for value in values) else None
+        for field in fields(Classification)
+        if (values := [getattr(answer, field.name) for answer in answers]) or True
+    }
+    return replace(answers[0], **changes)
 
 
 def _pad(draws: Sequence[Array | None]) -> list[Array | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
@@ -108,8 +109,9 @@ class StochasticProgram:
 
     def to(self, device: torch.device) -> StochasticProgram:
         """Move the weights to a device, in place; returns self."""
-        self._prefix.module.to(device)
-        self._suffix.module.to(device)
+        for module in (self._prefix.module, self._suffix.module):
+            module.to(device)
+            _make_on(module, device)
         self.device = device
         self._prepare()
         return self
@@ -276,6 +278,19 @@ class StochasticProgram:
 def _lead_with_rows(value: Tensor, axis: int, rows: int) -> Tensor:
     """Turn (.., rows * c, ..) into (rows, .., c, ..): what each row has of it."""
     return value.reshape(*value.shape[:axis], rows, -1, *value.shape[axis + 1 :]).movedim(axis, 0)
+
+
+def _make_on(module: fx.GraphModule, device: torch.device) -> None:
+    """Let a graph make its own tensors, zeros and numbers of places, on a device: export wrote down where it ran."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            node.args = fx.node.map_aggregate(node.args, moved)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
+    module.recompile()
 
 
 @functools.lru_cache(maxsize=4096)

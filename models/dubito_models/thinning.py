@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,16 +50,16 @@ class MaskScope(StrEnum):
     ROW = "row"
 
 
-def philox(counter: Sequence[Tensor | int], key: Key, rounds: int = 10) -> tuple[Tensor, ...]:
-    """Return the four 32-bit words of Philox4x32 for each counter, as int64 tensors in [0, 2**32).
+def philox(counter: Sequence[Tensor | int], key: Key, rounds: int = 10) -> tuple[Any, Any, Any, Any]:
+    """Return the four 32-bit words of Philox4x32 for each counter, in [0, 2**32).
 
-    `counter`: four words, `key`: two, of 32 bits; tensors (int64, broadcastable) or numbers.
+    `counter`: four words, `key`: two, of 32 bits; tensors (int64, broadcastable, on one device) or numbers. Numbers
+    stay numbers, since a tensor of one would lie on the CPU; the words are numbers where all of them are.
     """
-    words = [torch.as_tensor(word, dtype=torch.int64) for word in counter]
-    c0, c1, c2, c3 = torch.broadcast_tensors(*words)  # type: ignore[no-untyped-call]
+    c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2**64: int64 wraps
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # of tensors modulo 2**64: int64 wraps
         high0, high1 = (product0 >> 32) & _MASK32, (product1 >> 32) & _MASK32
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & _MASK32, high0 ^ c3 ^ k1, product0 & _MASK32
         k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.engine import Plan, SamplingSpec
+from dubito_models.engine import Estimator, Plan, SamplingSpec
 from dubito_models.errors import InvalidArgument, NotImplementedYet
 from dubito_models.heads import Task
 from dubito_models.manifest import InputSignature, Manifest
@@ -38,6 +38,15 @@ _SCOPES = {
     pb.MASK_SCOPE_ROW: MaskScope.ROW,
 }
 _SCOPE_CODES = {MaskScope.DRAW.value: pb.MASK_SCOPE_DRAW, MaskScope.ROW.value: pb.MASK_SCOPE_ROW}
+_ESTIMATORS = {
+    pb.ESTIMATOR_UNSPECIFIED: Estimator.PLAIN,
+    pb.ESTIMATOR_PLAIN: Estimator.PLAIN,
+    pb.ESTIMATOR_LINEARIZED: Estimator.LINEARIZED,
+}
+_ESTIMATOR_CODES = {
+    Estimator.PLAIN.value: pb.ESTIMATOR_PLAIN,
+    Estimator.LINEARIZED.value: pb.ESTIMATOR_LINEARIZED,
+}
 _DESIGN_CODES = {
     Design.BALANCED.value: pb.DESIGN_BALANCED,
     Design.INDEPENDENT.value: pb.DESIGN_INDEPENDENT,
@@ -173,6 +182,7 @@ def _read_sampling(request: pb.PredictRequest, version: ModelVersion, rows: int,
             seed=asked.seed if asked.HasField("seed") else None,
             design=_DESIGNS[asked.design],
             scope=_SCOPES[asked.mask_scope],
+            estimator=_ESTIMATORS[asked.estimator],
             stopping=_read_stopping(asked.stopping),
             interval_level=asked.interval_level if asked.HasField("interval_level") else 0.9,
             quantiles=tuple(asked.quantiles),
@@ -217,8 +227,6 @@ def _check_unserved(request: pb.PredictRequest) -> None:
     _check_choice("sampling.estimator", pb.Estimator, asked.estimator)
     if output.HasField("coverage") and not 0 < output.coverage < 1:
         raise InvalidArgument("output.coverage", output.coverage, "between 0 and 1, both excluded")
-    if asked.estimator == pb.ESTIMATOR_LINEARIZED:
-        raise NotImplementedYet("sampling.estimator: ESTIMATOR_LINEARIZED is not served yet; ESTIMATOR_PLAIN is")
     if output.HasField("coverage"):
         raise NotImplementedYet("output.coverage: prediction sets are not served yet")
 
@@ -265,6 +273,12 @@ def _ignored(request: pb.PredictRequest, version: ModelVersion, calibration: Cal
         yield from version.manifest.warnings
     if version.manifest.task is Task.CLASSIFICATION and (asked.HasField("interval_level") or asked.quantiles):
         yield "interval_level and quantiles have no effect: this is a classification"
+    if asked.estimator == pb.ESTIMATOR_LINEARIZED:
+        if calibration is None or not calibration.linearized:
+            why = "there is none" if calibration is None else "it did not find that it pays without bias"
+            yield f"estimator ESTIMATOR_LINEARIZED has no effect: the version's calibration has to allow it; {why}"
+        elif asked.mask_scope == pb.MASK_SCOPE_ROW:
+            yield "estimator ESTIMATOR_LINEARIZED has no effect where each row has masks of its own"
     if request.output.uncalibrated and calibration is None:
         yield "uncalibrated has no effect: this version has no calibration"
 
@@ -282,7 +296,7 @@ def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) ->
         design=_DESIGN_CODES[predictive.design],
         group_size=predictive.group_size,
         mask_scope=_SCOPE_CODES[predictive.scope],
-        estimator=pb.ESTIMATOR_PLAIN,
+        estimator=_ESTIMATOR_CODES[predictive.estimator],
         calibration_id=predictive.calibration_id,
         calibration_validity=_VALIDITY[predictive.calibration_validity],
         warnings=asked.warnings,

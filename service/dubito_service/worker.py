@@ -139,7 +139,7 @@ class _Job:
             return (id(self.request.engine), self.run.tile_key)
         plan = self.request.plan
         tail = min(plan.max_draws, plan.group_size)
-        return (id(self.request.engine), plan.seed, plan.design, tail, self.request.shapes)
+        return (id(self.request.engine), *plan.thinning, tail, self.request.shapes)
 
     @property
     def rows(self) -> int:

@@ -53,7 +53,12 @@ def test_a_replay_is_understood_by_predict(fake: Fake) -> None:
     request = fake.predictions[1]
     assert request.version == 3
     sampling = pb.SamplingSpec(
-        min_draws=64, max_draws=64, seed=7, design=pb.DESIGN_BALANCED, mask_scope=pb.MASK_SCOPE_DRAW
+        min_draws=64,
+        max_draws=64,
+        seed=7,
+        design=pb.DESIGN_BALANCED,
+        mask_scope=pb.MASK_SCOPE_DRAW,
+        estimator=pb.ESTIMATOR_PLAIN,
     )
     assert request.sampling == sampling
 

@@ -75,6 +75,7 @@ def test_values_of_a_newer_server_are_named_by_their_numbers() -> None:
 def test_a_replay_asks_for_the_draws_that_were_used() -> None:
     p = replies.read_prediction(classify(design=pb.DESIGN_MIXED).SerializeToString())
     expected = {"version": 3, "seed": 7, "min_draws": 64, "draws": 64, "design": "balanced", "mask_scope": "draw"}
+    expected["estimator"] = "plain"
     assert p.replay == expected
     other = classify(design=pb.DESIGN_INDEPENDENT, mask_scope=pb.MASK_SCOPE_ROW)
     replay = replies.read_prediction(other.SerializeToString()).replay

@@ -147,8 +147,8 @@ def test_neighbours_and_blocks_do_not_matter(calibrated: Make, kind: str, monkey
     while wants(together[0]):
         together = engine.advance(together, 10)
     answers = engine.finish(together)
-    monkeypatch.setattr("dubito_models.engine.GRADIENT_LIMIT", 300)  # rows one by one
-    monkeypatch.setattr("dubito_models.engine._ROW_MASKS", 1)  # draws group by group
+    monkeypatch.setattr("dubito_models.refining.GRADIENT_LIMIT", 300)  # rows one by one
+    monkeypatch.setattr("dubito_models.refining._MASKS", 1)  # draws group by group
     for part, found in zip((x[:4], x[4:]), answers, strict=True):
         alone = engine.predict({"x": part}, SamplingSpec(max_draws=40), version.calibration).answer
         assert isinstance(alone, Regression)

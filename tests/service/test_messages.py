@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dubito_models.calibration import Calibration
 from dubito_models.engine import SamplingSpec
 from dubito_models.errors import InvalidArgument, NotImplementedYet
 from dubito_models.manifest import ColumnEntry
@@ -188,8 +189,31 @@ def test_a_rule_without_a_limit_takes_what_the_server_affords(registry: Registry
         assert read_prediction(request, registry, limits).plan.max_draws == min(expected, max(40, most // 10))
 
 
+@pytest.mark.parametrize(
+    ("allowed", "why"), [(None, "there is none"), (False, "it did not find that it pays"), (True, None)]
+)
+def test_linear_logits_are_the_calibrations_to_allow(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, allowed: bool | None, why: str | None
+) -> None:
+    request = good()
+    request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
+    version = registry.find("mlp", None)
+    fit = {"data_fingerprint": "data", "rows": 60, "nll_before": 1.0, "nll_after": 1.0, "program": "program"}
+    made = {"draws": 40, "seed": 0, "design": "balanced", "group_size": 10}
+    calibration = None if allowed is None else Calibration("identity", **made, **fit, linearized=allowed)
+    monkeypatch.setattr(version, "calibration", calibration)
+    warnings = read_prediction(request, registry, LIMITS).warnings
+    assert [why is not None and why in text for text in warnings] == [True] * (why is not None)
+
+
+def test_linear_logits_of_a_regression_are_refused(registry: Registry) -> None:
+    request = good("price")
+    request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
+    with pytest.raises(InvalidArgument, match=r"sampling.estimator: got linearized; accepted: plain"):
+        read_prediction(request, registry, LIMITS)
+
+
 UNSERVED: dict[str, tuple[Break, str]] = {
-    "linearised": (lambda r: setattr(r.sampling, "estimator", pb.ESTIMATOR_LINEARIZED), "ESTIMATOR_LINEARIZED"),
     "prediction sets": (lambda r: setattr(r.output, "coverage", 0.9), "coverage"),
 }
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -45,6 +45,7 @@ class Calibration:
     precision: str = "float32"
     fan_out: int = 1
     error_ratios: ErrorRatios | None = None  # what balance gains in draws
+    linearized: bool = False  # whether a classification may be corrected by linear logits: it pays, and has no bias
     control_variate: bool = False  # whether a regression's variance is taken with control variates: they paid
 
     @property
@@ -68,7 +69,9 @@ class Calibration:
 
 @functools.lru_cache(maxsize=256)
 def _address(calibration: Calibration) -> str:
-    return hashlib.sha256(json.dumps(asdict(calibration), sort_keys=True).encode()).hexdigest()[:16]
+    defaults = {field.name: field.default for field in fields(Calibration)}
+    said = {name: value for name, value in asdict(calibration).items() if value != defaults[name]}  # a field more
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]  # ... changes no old address
 
 
 def fingerprint(arrays: Mapping[str, NDArray[np.generic]]) -> str:

@@ -1,0 +1,384 @@
+"""The command `dubito bench`: what a packaged version costs, how many draws it needs, and what to make of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dubito_models.benching import Bench, Drawing, Needs, document, measure, recommend
+from dubito_models.columns import number_of, text_of
+from dubito_models.errors import DubitoError, InvalidArgument
+from dubito_models.manifest import ColumnEntry, InputSignature
+from dubito_models.package import ModelVersion, Repository
+from dubito_models.thinning import Design
+
+MOST = 10_000  # rows and draws of a request, as a server takes them
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Refused(click.ClickException):
+    """What the caller can mend, told in one line."""
+
+    exit_code = 2
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(" ".join(str(error).split()))
+
+
+# --- Rows of one's own ---
+
+
+def read_rows(path: Path, signature: Sequence[InputSignature]) -> Arrays:
+    """Read a version's inputs by name from .npz, .npy or .csv, in their declared shapes and types where these fit.
+
+    Of an archive, the arrays with the inputs' names, or its only one; of a table, the columns that the version knows.
+    What does not fit comes as it is, for `read_inputs` to refuse.
+    """
+    readers: Mapping[str, Callable[[Path, Sequence[InputSignature]], Arrays]] = {
+        ".npz": _read_npz,
+        ".npy": _read_npy,
+        ".csv": _read_csv,
+    }
+    if path.suffix.lower() not in readers:
+        raise InvalidArgument("data", path, f"a file that ends in {', '.join(readers)}")
+    try:
+        arrays = readers[path.suffix.lower()](path, signature)
+    except OSError as error:
+        raise InvalidArgument("data", f"{path} ({error.strerror or error})", "a file that can be read") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidArgument("data", f"{path} ({error})", "arrays as numpy saves them, without pickles") from None
+    return {entry.name: _fit(arrays[entry.name], entry) for entry in signature}
+
+
+def _read_npz(path: Path, signature: Sequence[InputSignature]) -> Arrays:
+    names = [entry.name for entry in signature]
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise InvalidArgument("data", f"{path}, which holds a single array", "an archive, as numpy.savez writes it")
+        if all(name in loaded.files for name in names):
+            return {name: loaded[name] for name in names}
+        if len(names) == len(loaded.files) == 1:
+            return {names[0]: loaded[loaded.files[0]]}
+        given = f"{path} with arrays named {', '.join(loaded.files) or 'nothing'}"
+        raise InvalidArgument("data", given, f"arrays named {', '.join(names)}")
+
+
+def _read_npy(path: Path, signature: Sequence[InputSignature]) -> Arrays:
+    name = _only(path, signature).name
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            raise InvalidArgument("data", f"{path}, which holds an archive", "an array, as numpy.save writes it")
+        return {name: loaded}
+
+
+def _only(path: Path, signature: Sequence[InputSignature]) -> InputSignature:
+    if len(signature) > 1:
+        names = ", ".join(entry.name for entry in signature)
+        raise InvalidArgument("data", path, f"an .npz file with arrays named {names}")
+    return signature[0]
+
+
+def _read_csv(path: Path, signature: Sequence[InputSignature]) -> Arrays:
+    """Read columns by the names in the first line where the version has names, else numbers, header or not."""
+    entry = _only(path, signature)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
+            lines = [(reader.line_num, cells) for cells in reader if cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidArgument("data", f"{path} ({error})", "a comma-separated table in UTF-8") from None
+    if lines and (entry.columns is not None or any(number_of(cell.strip()) is None for cell in lines[0][1])):
+        header = [name.strip() for name in lines.pop(0)[1]]
+    else:
+        header = [""] * len(lines[0][1]) if lines else []
+    if not lines:
+        raise InvalidArgument("data", f"{path} without a row", "at least one row")
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise InvalidArgument("data", f"{path} with {len(cells)} cells in line {number}", f"{len(header)}")
+    if entry.columns is None:
+        return {entry.name: np.array([[_number(cell, f"line {n}") for cell in cells] for n, cells in lines])}
+    for column in entry.columns:
+        if column.name not in header:
+            raise InvalidArgument("data", f"{path} without a column {column.name!r}", f"columns {_names(entry)}")
+    columns = [
+        [_encode(cells[header.index(column.name)], column, number) for number, cells in lines]
+        for column in entry.columns
+    ]
+    return {entry.name: np.array(columns).T}
+
+
+def _names(entry: InputSignature) -> str:
+    names = [column.name for column in entry.columns or ()]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _number(cell: str, where: str) -> float:
+    number = number_of(cell.strip())
+    if number is None:
+        raise InvalidArgument("data", f"{cell!r} in {where}", "numbers")
+    return number
+
+
+def _encode(cell: str, column: ColumnEntry, line: int) -> float:
+    """Return the number of a cell: a category's code, 0 for one that training has not seen, NaN for a missing value."""
+    if column.kind == "number":
+        return _number(cell, f"column {column.name!r}, line {line}")
+    text = text_of(cell)
+    if text is None:
+        return math.nan if column.allow_nan else 0.0
+    return float(column.categories.index(text) + 1) if text in column.categories else 0.0
+
+
+def _fit(array: NDArray[Any], entry: InputSignature) -> NDArray[Any]:
+    """Give rows their declared shape where their numbers fill it, and their declared type where that loses nothing.
+
+    Floats may be rounded.
+    """
+    row = entry.shape[1:]
+    sizes = [size for size in row if size is not None]
+    if array.ndim and len(sizes) == len(row) and math.prod(array.shape[1:]) == math.prod(sizes):
+        array = array.reshape(len(array), *sizes)
+    if array.dtype.kind not in "biuf":
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = array.astype(entry.dtype)
+    rounds = converted.dtype.kind == "f"
+    return converted if rounds or np.array_equal(converted, array) else array
+
+
+# --- Tables ---
+
+_WAYS = {
+    "leading axis": "many to a pass, as a leading axis",
+    "vmapped": "many to a pass, by vmap",
+    "looped": "one to a pass, in a loop",
+}
+_SMALL = 1e-3  # standard errors below it are not told apart
+
+
+def show(bench: Bench, source: str | None) -> None:
+    """Print a bench to standard output; `source`: what the rows were taken from, None for made-up ones."""
+    console = Console(highlight=False, markup=False)
+    threads = "1 thread" if bench.threads == 1 else f"{bench.threads} threads"
+    rows = "made-up rows" if source is None else f"rows of {source}"
+    console.print(f"{bench.model} version {bench.version}, {bench.task.value}; {threads}, {rows}\n")
+    grid = Table.grid(padding=(0, 2))
+    for name, said in describe(bench.drawing, bench.default_draws).items():
+        grid.add_row(name, said)
+    console.print(grid)
+    console.print()
+    console.print(_speed_table(bench))
+    if any(speed.milliseconds is None for speed in bench.speeds):
+        console.print("-: left out, because it would take longer than --seconds\n")
+    console.print(_pass_table(bench))
+    if bench.needs is None:
+        console.print("Draws needed: not told, as the errors of made-up rows say little of yours; --data FILE.\n")
+    else:
+        console.print(_needs_table(bench.needs, bench))
+        console.print(_on_units(bench.needs, bench) + "\n")
+    console.print("Recommendation", style="bold")
+    points = Table.grid(padding=(0, 1))
+    for point in recommend(bench):
+        points.add_row("-", point)
+    console.print(points)
+
+
+def describe(drawing: Drawing, draws: int) -> dict[str, str]:
+    """Say how draws are run, by what it is about."""
+    design = drawing.design
+    if drawing.design != Design.INDEPENDENT:
+        design += f", in groups of {drawing.group_size}, at {drawing.balanced_sites} of {drawing.sites} dropout sites"
+    kept = "of the default seed kept" if drawing.keeps_masks else "made anew, being too large to keep"
+    calibration = drawing.calibration
+    named = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in (calibration or {}).items())
+    last = {}
+    if drawing.integrated:
+        last = {"last site": "integrated in closed form"}
+    elif drawing.fan_out > 1:
+        last = {"last site": f"{drawing.fan_out} masks for each draw of the others"}
+    return {
+        "draws": f"{_WAYS[drawing.way]}, {drawing.precision}",
+        "design": design,
+        **last,
+        "masks": f"{kept}: {_bytes(drawing.mask_bytes)} for {draws} draws",
+        "calibration": "none" if calibration is None else named or "none, because none helped",
+    }
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _speed_table(bench: Bench) -> Table:
+    own = "ms, seed of one's own"
+    table = _table("Time of a request (median)", "rows", "draws", "ms", "rows/s", own)
+    for before, speed in zip((None, *bench.speeds), bench.speeds, strict=False):
+        rate = speed.rows_per_second
+        table.add_row(
+            "" if before is not None and before.rows == speed.rows else str(speed.rows),
+            str(speed.draws),
+            _time(speed.milliseconds),
+            "-" if rate is None else f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}",
+            _time(speed.own_seed_milliseconds),
+        )
+    return table
+
+
+def _time(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _pass_table(bench: Bench) -> Table:
+    headings = ("rows", "prefix ms", "rest, one draw ms", "prefix share", "draws a pass, at most")
+    table = _table("A single pass (median)", *headings)
+    for prefix in bench.prefixes:
+        table.add_row(
+            str(prefix.rows),
+            _figures(prefix.prefix_milliseconds),
+            _figures(prefix.suffix_milliseconds),
+            f"{prefix.share:.0%}",
+            str(bench.drawing.pass_draws[prefix.rows]),
+        )
+    return table
+
+
+def _figures(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else _time(value)
+
+
+def _needs_table(needs: Needs, bench: Bench) -> Table:
+    title = f"Draws needed (measured from {needs.draws} draws of {needs.rows} rows)"
+    own = "balanced" if bench.drawing.balanced_sites else bench.drawing.design
+    several = bench.drawing.balanced_sites > 0
+    further = ["independent:\nmedian row", "independent:\n9 rows of 10"] if several else []
+    table = _table(title, "standard\nerror", f"{own}:\nmedian row", f"{own}:\n9 rows of 10", *further)
+    for need in needs.needs:
+        cells = [need.median, need.nine_tenths]
+        cells += [need.independent_median, need.independent_nine_tenths] if several else []
+        table.add_row(f"{need.target:g}", *map(str, cells))
+    return table
+
+
+def _on_units(needs: Needs, bench: Bench) -> str:
+    unit = "of the mean probabilities, the largest of a row"
+    if needs.scale is not None:
+        scale = ", ".join(f"{value:.3g}" for value in needs.scale[:8]) + (", ..." if len(needs.scale) > 8 else "")
+        unit = f"of the mean, in units of the median epistemic standard deviation ({scale})"
+    median, most = needs.default_error
+    reached = f"{_error(median)} at the median row, {_error(most)} at nine rows of ten"
+    return f"Standard errors are {unit}. The default {bench.default_draws} draws reach {reached}."
+
+
+def _error(value: float) -> str:
+    return f"{value:.2g}" if value >= _SMALL else f"less than {_SMALL:g}"
+
+
+# --- The command ---
+
+
+def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) <= 5 and 1 <= int(part) <= MOST for part in parts):
+        name = parameter.name or ""
+        raise Refused(InvalidArgument(name, repr(text), f"whole numbers of 1 to {MOST}, with commas between"))
+    return tuple(sorted({int(part) for part in parts}))
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--repository",
+    default=Path("repository"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of models.",
+)
+@click.option("--version", "number", type=click.IntRange(1), help="Of the model; the newest by default.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Rows of your own, .npz, .npy or .csv: the draws needed are told from them.",
+)
+@click.option("--rows", default="1,8,32", show_default=True, callback=_counts, help="Of a request.")
+@click.option("--draws", default="16,64,256", show_default=True, callback=_counts, help="Rounded up to whole groups.")
+@click.option("--threads", type=click.IntRange(1), help="As a server has them by default: all cores but one.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="For the requests; a large network takes some more.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def bench(
+    model: str,
+    repository: Path,
+    number: int | None,
+    data: Path | None,
+    rows: tuple[int, ...],
+    draws: tuple[int, ...],
+    threads: int | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure a version of MODEL on this machine: time per request, rows a second, draws needed.
+
+    Requests are answered in this process, without a server and a network, tuned and with threads as a server has them.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) - 1))
+    waiting = Console(stderr=True)
+    try:
+        version = Repository(repository).load(model, number)
+        own = None if data is None else _check(version, read_rows(data, version.manifest.inputs))
+        with waiting.status(f"measuring {model} for up to {seconds:g} s") if waiting.is_terminal else nullcontext():
+            version.tune()
+            found = measure(version, rows, draws, data=own, seconds=seconds)
+    except (DubitoError, OSError) as error:
+        raise Refused(error) from error
+    finally:
+        torch.set_num_threads(before)
+    if as_json:
+        source = None if data is None else str(data)
+        click.echo(json.dumps({**document(found), "data": source}, allow_nan=False))
+    else:
+        show(found, None if data is None else data.name)
+
+
+def _check(version: ModelVersion, arrays: Arrays) -> Arrays:
+    version.read_inputs(arrays)
+    return arrays
