@@ -26,20 +26,12 @@ from dubito_models.columns import number_of, text_of
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.manifest import ColumnEntry, InputSignature
 from dubito_models.package import ModelVersion, Repository
+from dubito_models.refused import Refused
 from dubito_models.thinning import Design
 
 MOST = 10_000  # rows and draws of a request, as a server takes them
 
 Arrays = dict[str, NDArray[Any]]
-
-
-class Refused(click.ClickException):
-    """What the caller can mend, told in one line."""
-
-    exit_code = 2
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(" ".join(str(error).split()))
 
 
 # --- Rows of one's own ---

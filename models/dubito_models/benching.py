@@ -279,7 +279,7 @@ def describe_drawing(version: ModelVersion, inputs: Mapping[int, Mapping[str, Te
     engine, manifest = version.engine, version.manifest
     plan = engine.plan(SamplingSpec())
     runs = {rows: engine.start([(some, plan)], None)[0] for rows, some in inputs.items()}
-    way = "leading axis" if engine.program._led is not None else "vmapped"
+    way = engine.program.way
     shapes = engine.program.mask_shapes(next(iter(runs.values())).boundary.symbols)
     *early, last = (math.prod(shape) for shape in shapes)
     mask_bytes = plan.max_draws * (sum(early) + last * (1 if manifest.integrated else manifest.fan_out))  # a byte each
@@ -292,7 +292,7 @@ def describe_drawing(version: ModelVersion, inputs: Mapping[int, Mapping[str, Te
         sites=len(engine.program.sites),
         balanced_sites=sum(engine.masks.balanced) if plan.design is Design.BALANCED else 0,
         mask_bytes=mask_bytes,
-        keeps_masks=mask_bytes <= engine.masks._budget,
+        keeps_masks=engine.masks.keeps(mask_bytes),
         fan_out=manifest.fan_out,
         integrated=manifest.integrated,
         calibration=None if version.calibration is None else version.calibration.parameters,

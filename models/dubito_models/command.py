@@ -26,21 +26,13 @@ from dubito_models.package import ModelVersion
 from dubito_models.predictive import Regression
 from dubito_models.preparing import choose_head, load_splits
 from dubito_models.recipes import Recipe, read_recipe
+from dubito_models.refused import Refused
 from dubito_models.scoring import Scores, score_paths
 from dubito_models.selection import Candidate, Trying, pack_trained, train_candidates
 from dubito_models.training import Epoch, Started
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 LOWEST, HIGHEST = 0.2, 0.5  # usual rates of hidden layers
-
-
-class Refused(click.ClickException):
-    """What the caller can mend, told in one line."""
-
-    exit_code = 2
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(" ".join(str(error).split()))
 
 
 def score_table(scores: Mapping[str, Scores], caption: str) -> Table:

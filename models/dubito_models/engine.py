@@ -259,17 +259,20 @@ class Engine:
     ) -> list[Run]:
         """Run the prefix once for several requests whose inputs have equal shapes but for the rows."""
         names = self.program.inputs
-        device = self.program.device
         with torch.inference_mode():
-            if len(requests) == 1:
-                joined = {name: requests[0][0][name].to(device) for name in names}
-            else:
-                joined = {name: torch.cat([inputs[name] for inputs, _ in requests]).to(device) for name in names}
+            joined = {name: self._send([inputs[name] for inputs, _ in requests]) for name in names}
             boundary = self.program.prefix(joined)
             parts = self.program.split(boundary, [inputs[names[0]].shape[0] for inputs, _ in requests])
         return [
             Run(plan, part, calibration, np.arange(part.rows)) for (_, plan), part in zip(requests, parts, strict=True)
         ]
+
+    def _send(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put the rows of several requests on the device."""
+        joined = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        if self.program.device.type == "cuda" and joined.device.type == "cpu":
+            return joined.pin_memory().to(self.program.device, non_blocking=True)
+        return joined.to(self.program.device)
 
     def advance(self, runs: Sequence[Run], draws: int) -> list[Run]:
         """Take the next `draws` draws of runs with one tile key, in one pass; whole groups, or the last ones."""

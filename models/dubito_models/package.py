@@ -169,21 +169,39 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", entry.name))
 
 
-def load_version(folder: Path, *, pass_bytes: int = PASS_BYTES) -> ModelVersion:
+def load_version(folder: Path, *, pass_bytes: int = PASS_BYTES, device: str = "cpu") -> ModelVersion:
     """Load a committed version: checksums, archive tables, sites and the audit must all hold.
 
-    `pass_bytes`: what the largest value of a pass may take. Raises `CorruptVersion` or `UnsupportedNetwork` with the
-    reason.
+    `pass_bytes`: what the largest value of a pass may take. `device`: "cpu", or "cuda" for the Monte Carlo path to run
+    on a GPU, "auto" where there is one. Raises `CorruptVersion` or `UnsupportedNetwork` with the reason.
     """
-    return open_version(folder, _read_manifest(folder), pass_bytes)
+    return open_version(folder, _read_manifest(folder), pass_bytes, choose_device(device))
 
 
-def open_version(folder: Path, manifest: Manifest, pass_bytes: int = PASS_BYTES) -> ModelVersion:
-    """Load what a manifest describes from a folder, committed or not yet."""
+def choose_device(name: str) -> torch.device:
+    """Return the device that "cpu", "cuda" or "auto" means here; on a GPU, float32 then means float32."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidArgument("device", name, "auto, cpu, cuda")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise InvalidArgument("device", name, "cpu or auto: torch finds no GPU here")
+    if name == "cpu" or not there:
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # or convolutions keep 10 of 23 bits
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    return torch.device("cuda")
+
+
+def open_version(
+    folder: Path, manifest: Manifest, pass_bytes: int = PASS_BYTES, device: torch.device | None = None
+) -> ModelVersion:
+    """Load what a manifest describes from a folder, committed or not yet; audited on the CPU, then moved."""
     exported = read_program(_read_checked(folder, PROGRAM, manifest))
     names = [entry.name for entry in manifest.inputs]
     standard = StandardPath(_read_checked(folder, STANDARD, manifest), names, manifest.output_index)
     program, vmapped = _open_program(exported, manifest, standard)
+    if device is not None:
+        program = program.to(device)
     balanced = tuple(entry.balanced for entry in manifest.sites)
     noise = manifest.noise_variance
     engine = Engine(
@@ -325,10 +343,13 @@ class Repository:
             if entry.is_dir() and NAME.fullmatch(entry.name) and version_numbers(entry)
         }
 
-    def load(self, model: str, version: int | None = None, *, pass_bytes: int = PASS_BYTES) -> ModelVersion:
+    def load(
+        self, model: str, version: int | None = None, *, pass_bytes: int = PASS_BYTES, device: str = "cpu"
+    ) -> ModelVersion:
         """Load one version, or the newest; `UnknownModel` or what `load_version` raises."""
         numbers = self.scan().get(model, [])
         if not numbers or (version is not None and version not in numbers):
             wanted = model if version is None else f"{model} version {version}"
             raise UnknownModel(f"no {wanted} in {self.path}")
-        return load_version(self.path / model / str(version or numbers[-1]), pass_bytes=pass_bytes)
+        folder = self.path / model / str(version or numbers[-1])
+        return load_version(folder, pass_bytes=pass_bytes, device=device)

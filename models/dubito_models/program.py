@@ -116,6 +116,11 @@ class StochasticProgram:
         self._prepare()
         return self
 
+    @property
+    def way(self) -> str:
+        """How many draws are run at once: as a leading axis of plain operators, or vmapped."""
+        return "vmapped" if self._led is None else "leading axis"
+
     def remarks(self) -> tuple[str, ...]:
         """Say what about the places of the dropout its owner should know; none of it keeps the network from serving."""
         graph = self._suffix.module.graph

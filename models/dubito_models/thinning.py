@@ -130,6 +130,13 @@ def _words(lattice: _Lattice, index: Tensor, site: int, design: int, key: Key, p
     return flat.reshape(len(index), -1, per_unit).to(torch.int32)
 
 
+def _numbers(groups: Sequence[int], device: torch.device) -> Tensor:
+    """Return numbers as a tensor; a range is counted where it is wanted, a list has to be sent there."""
+    if len(groups) and groups[-1] - groups[0] == len(groups) - 1:
+        return torch.arange(groups[0], groups[-1] + 1, device=device)
+    return torch.as_tensor(groups, dtype=torch.int64, device=device)
+
+
 def _drop_list(words: Tensor, group_size: int, rate: float) -> Tensor:
     """Choose per unit which draws of a group drop it; returns bits (G, units) int32, bit d for draw d.
 
@@ -174,7 +181,7 @@ def drop_bits(
     of which has masks of its own: (G, R, *shape).
     """
     lattice = _lattice(site, shape, device)
-    index = torch.as_tensor(groups, dtype=torch.int64, device=device)
+    index = _numbers(groups, device)
     key: Key = _key(seed)
     shape = (len(groups), *shape) if rows is None else (len(groups), len(rows), *shape)
     if rows is not None:
@@ -231,6 +238,11 @@ class Masks:
         self._budget = budget_bytes
         self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
         self._kept_bytes = 0
+        self._recent: dict[tuple[object, ...], list[Tensor]] = {}
+
+    def keeps(self, size: int) -> bool:
+        """Tell whether so many bytes of masks are kept, for the default seed."""
+        return size <= self._budget
 
     def design_of(self, design: Design) -> Design:
         """Say what a design comes to for this program: MIXED where some sites cannot be balanced."""
@@ -271,20 +283,23 @@ class Masks:
         self, shapes: tuple[tuple[int, ...], ...], seed: int, design: Design, groups: Sequence[int]
     ) -> list[list[Tensor]]:
         """Return what each group keeps: per site (g, *shape) uint8, 1 where a draw keeps a unit."""
-        if seed != self._kept_seed:
-            return self._make(shapes, seed, design, groups)
-        missing = [group for group in groups if (design, group, shapes) not in self._kept]
-        made = dict(zip(missing, self._make(shapes, seed, design, missing), strict=True)) if missing else {}
-        found = []
+        found = {}
         for group in groups:
             key = (design, group, shapes)
-            if group in made:
-                found.append(made[group])
-                self._keep(key, made[group])
-            else:
-                found.append(self._kept[key])
+            if seed == self._kept_seed and key in self._kept:
+                found[group] = self._kept[key]
                 self._kept.move_to_end(key)
-        return found
+            elif (*key, seed) in self._recent:  # where a pass takes less than a group, the next one goes on with it
+                found[group] = self._recent[*key, seed]
+        missing = [group for group in groups if group not in found]
+        if missing:
+            found.update(zip(missing, self._make(shapes, seed, design, missing), strict=True))
+        if found:
+            self._recent = {(design, groups[-1], shapes, seed): found[groups[-1]]}
+        if seed == self._kept_seed:
+            for group in missing:
+                self._keep((design, group, shapes), found[group])
+        return [found[group] for group in groups]
 
     def _make(
         self,

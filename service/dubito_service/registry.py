@@ -61,7 +61,7 @@ def _numbers(versions: Iterable[int]) -> str:
     return ", ".join(str(number) for number in versions) or "none: no version of this model is ready"
 
 
-def load_registry(repository: Repository, newest: int, pass_bytes: int = PASS_BYTES) -> Registry:
+def load_registry(repository: Repository, newest: int, pass_bytes: int = PASS_BYTES, device: str = "cpu") -> Registry:
     """Load the newest versions of each model, and time their passes, of which no value takes more than `pass_bytes`.
 
     One that fails is kept with its reason, and the next older one tried.
@@ -72,15 +72,15 @@ def load_registry(repository: Repository, newest: int, pass_bytes: int = PASS_BY
         for number in reversed(numbers):
             if ready == newest:
                 break
-            entry = _load(repository, model, number, pass_bytes)
+            entry = _load(repository, model, number, pass_bytes, device)
             entries.append(entry)
             ready += entry.loaded is not None
     return Registry(entries)
 
 
-def _load(repository: Repository, model: str, version: int, pass_bytes: int) -> Entry:
+def _load(repository: Repository, model: str, version: int, pass_bytes: int, device: str) -> Entry:
     try:
-        loaded = repository.load(model, version, pass_bytes=pass_bytes)
+        loaded = repository.load(model, version, pass_bytes=pass_bytes, device=device)
         timings = loaded.tune()
     except DubitoError as error:
         log.warning("version failed model=%s version=%d reason=%s", model, version, str(error))

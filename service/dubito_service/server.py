@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dubito_models.files import write_atomically
-from dubito_models.package import Repository
+from dubito_models.package import Repository, choose_device
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.errors import CannotListen
 from dubito_service.guard import Guard
@@ -41,7 +41,10 @@ class Server:
         self._settings = settings
         # One core is left to the event loop: a thread that torch waits for in vain costs more than it gives.
         torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 2) - 1))
-        self.registry = load_registry(Repository(settings.repository), settings.newest_versions, settings.pass_bytes)
+        choose_device(settings.device)  # says so where it is not there, before anything is loaded
+        self.registry = load_registry(
+            Repository(settings.repository), settings.newest_versions, settings.pass_bytes, settings.device
+        )
         self.device = DeviceWorker(
             WorkLimits(
                 queue_work=settings.queue_work,

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     newest_versions: Count = 3  # of each model are served
     torch_threads: Annotated[int, Field(ge=0)] = 0  # of the Monte Carlo path; 0: all cores but one
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the Monte Carlo path; auto: a GPU where there is one
     pass_bytes: Annotated[int, Field(ge=2**16)] = 64 * 2**20  # of the largest value of a pass, at most
 
     max_rows: Count = 10_000  # of a request

@@ -222,7 +222,29 @@ def test_past_the_budget_the_first_groups_stay_and_other_shapes_make_way(
     monkeypatch.setattr(masks, "_budget", 3 * size)
     for _ in range(2):
         masks.draws(short, 0, Design.BALANCED, 0, 50)
-    assert made == [5, 2]  # three stay
+    assert made == [5, 1]  # three stay, and the last one made
     masks.draws(short, 0, Design.INDEPENDENT, 0, 10)
     masks.draws(short, 0, Design.BALANCED, 0, 30)
-    assert made == [5, 2, 1, 1]  # the least lately used of them made way
+    assert made == [5, 1, 1, 1]  # the least lately used of them made way
+
+
+def test_passes_smaller_than_a_group_do_not_make_it_again(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = packed("mlp").engine
+    symbols = engine.program.prefix(sample("mlp", 1)).symbols
+    masks = Masks(engine.program, group_size=10, balanced=engine.masks.balanced)
+    made: list[int] = []
+    make = masks._make
+
+    def counted(shapes: object, seed: int, design: Design, groups: list[int], *rest: object) -> list[list[Tensor]]:
+        made.extend(groups)
+        return make(shapes, seed, design, groups, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(masks, "_make", counted)
+    parts = [masks.draws(symbols, 77, Design.BALANCED, first, 3) for first in range(0, 30, 3)]
+    assert made == [0, 1, 2]
+    whole = masks.draws(symbols, 78, Design.BALANCED, 0, 30)
+    assert made == [0, 1, 2, 0, 1, 2]
+    again = masks.draws(symbols, 77, Design.BALANCED, 0, 30)
+    for site, mask in enumerate(again):
+        assert torch.equal(torch.cat([part[site] for part in parts]), mask)
+        assert not torch.equal(whole[site], mask)
