@@ -2,8 +2,8 @@
 
 The others: the loop (S passes in train mode, batch norm in eval), the repeated batch (one pass of the rows S times
 over), and the packages that work by either, baal and torch-uncertainty, where they are installed and draw the whole
-network. Ours: the packed network by the version's own seed, by a new seed each time, and with bfloat16 products where
-these can be packed. All return the mean of the probabilities and their mutual information.
+network. Ours: the packed network by the version's own seed, by a new seed each time, with bfloat16 products and with a
+fan-out of 4 where these can be packed. All return the mean of the probabilities and their mutual information.
 
 *Equal draws*: S of the balanced design are rounded up to whole groups, and everybody makes as many. The ways take
 turns; a short one runs once more, untimed, before it is timed, since the caches are the others'. Medians.
@@ -13,6 +13,10 @@ rows and classes, of the squared difference, less the truth's own variance. The 
 for every row and draw, so their errors are measured once, by the repeated batch. As their mean squared error falls as
 1 / S, they would need S * MSE(other, S) / MSE(dubito, S) draws for our error at S, and as much more time. In the mutual
 information this favours us where draws are few: the others' is biased by about 1 / S, and a squared bias falls faster.
+
+*Settled decisions*: all test digits at once, until each row's class is settled (DECISION, at most 1,024 draws); beside
+it the fastest other with the least S of a ladder at which its labels differ from those of 4,096 draws no oftener than
+ours. Others have no rule by which to stop, so all rows pay for the hardest.
 
 *Memory*: in a process of its own for every way and number of rows: after one call of a single draw the heap is trimmed
 and the high-water mark of the resident memory reset; then one call of all draws, and how far the mark rises above what
@@ -52,12 +56,15 @@ from dubito_models.errors import AuditFailed, InvalidArgument
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification
+from dubito_models.stopping import Stopping, StoppingRule
 from dubito_models.thinning import Design
 
 Array = NDArray[np.float64]
 
 LOOP, REPEAT, OURS, OWN_SEED, ROUNDED = "loop", "repeated batch", "dubito", "dubito, own seed", "dubito, bfloat16"
-ALL_OURS = (OURS, OWN_SEED, ROUNDED)
+FANNED = "dubito, fan-out 4"
+PACKED_AS: dict[str, dict[str, Any]] = {OURS: {}, ROUNDED: {"precision": "bfloat16"}, FANNED: {"fan_out": 4}}
+ALL_OURS = (OURS, OWN_SEED, ROUNDED, FANNED)
 MEASURES = ("mean", "mutual information")
 TRUTH_BLOCKS = 16
 TRUTH_SEED, ERROR_SEED = 10_000, 20_000  # where each starts; the version's own seed is 0
@@ -78,11 +85,14 @@ class Settings:
     truth: int = 16_384
     memory_rows: tuple[int, ...] = (1, 8, 32)
     memory_ways: tuple[str, ...] = (LOOP, REPEAT, *ALL_OURS)
+    settled: tuple[str, ...] = ("mlp-.2", "mlp-.5", "cnn-spatial")  # the networks whose decisions are settled
+    ladder: tuple[int, ...] = (10, 20, 40, 80, 160, 320, 640, 1280)  # draws of the others
+    settled_seeds: int = 5
 
 
 QUICK = Settings(
     rows=(1, 8), draws=(16, 64), steps=40, rounds=(2, 2), seeds=8, truth=2048, memory_rows=(8,),
-    memory_ways=(REPEAT, OURS),
+    memory_ways=(REPEAT, OURS), settled=("mlp-.2",), ladder=(20, 160), settled_seeds=2,
 )  # fmt: skip
 QUICK_CASES = ("mlp-.2", "lstm")
 
@@ -226,7 +236,7 @@ class Subject:
     """A network, its packed versions, and all ways to draw it; `notes`: why some are not among them."""
 
     network: nn.Module
-    versions: Mapping[str, ModelVersion]  # OURS, and ROUNDED where it can be packed
+    versions: Mapping[str, ModelVersion]  # OURS, and of ROUNDED and FANNED what can be packed
     ways: Mapping[str, Way]
     notes: Mapping[str, str]
 
@@ -240,13 +250,15 @@ class Subject:
 
 
 def pack_versions(network: nn.Module, example: Tensor, folder: Path) -> tuple[dict[str, ModelVersion], dict[str, str]]:
-    """Pack in float32 and, where it gains and moves no draw too far, with bfloat16 products; else say why not."""
-    kind = {"repository": folder, "name": "m", "task": "classification", "head": "logits"}
-    versions, notes = {OURS: pack(network, example, **kind)}, {}
-    try:
-        versions[ROUNDED] = pack(network, example, **kind, precision="bfloat16")
-    except (AuditFailed, InvalidArgument) as error:
-        notes[ROUNDED] = str(error)
+    """Pack plainly and, where that can be, with bfloat16 products and with a fan-out; else say why not."""
+    versions, notes = {}, {}
+    for number, (name, options) in enumerate(PACKED_AS.items(), start=1):
+        kind = {"repository": folder, "name": "m", "task": "classification", "head": "logits", "version": number}
+        try:
+            versions[name] = pack(network, example, **kind, **options)
+            versions[name].tune()
+        except (AuditFailed, InvalidArgument) as error:
+            notes[name] = str(error)
     return versions, notes
 
 
@@ -263,8 +275,9 @@ def gather_ways(network: nn.Module, versions: Mapping[str, ModelVersion], notes:
             ways[name] = PEERS[name].wrap(copy.deepcopy(network).eval())
     ways[OURS] = draw_by_dubito(versions[OURS], own_seed=False)
     ways[OWN_SEED] = draw_by_dubito(versions[OURS], own_seed=True)
-    if ROUNDED in versions:
-        ways[ROUNDED] = draw_by_dubito(versions[ROUNDED], own_seed=False)
+    for name in (ROUNDED, FANNED):
+        if name in versions:
+            ways[name] = draw_by_dubito(versions[name], own_seed=False)
     return Subject(network, versions, ways, notes)
 
 
@@ -333,8 +346,9 @@ def judge(subject: Subject, x: Tensor, settings: Settings) -> dict[int, dict[str
     """Return, by draws asked and way, the errors; the version's own seed errs as any seed does."""
     truth = find_truth(subject.version, x, settings.truth)
     judged = {REPEAT: subject.ways[REPEAT], OURS: subject.ways[OWN_SEED]}
-    if ROUNDED in subject.versions:
-        judged[ROUNDED] = draw_by_dubito(subject.versions[ROUNDED], own_seed=True)
+    for name in (ROUNDED, FANNED):
+        if name in subject.versions:
+            judged[name] = draw_by_dubito(subject.versions[name], own_seed=True)
     return {
         draws: {
             name: find_errors(way, truth, x, subject.whole_groups(draws), settings.seeds)
@@ -398,7 +412,7 @@ def measure(
         "times faster at equal draws": {way: round_to(gain, 3) for way, gain in gains.items()},
     }
     for name in MEASURES:
-        squares = {way: errors[ROUNDED if way == ROUNDED else OURS][name].square for way in gains}
+        squares = {way: errors[OURS if way == OWN_SEED else way][name].square for way in gains}
         cell[f"times faster at equal accuracy of the {name}"] = {
             way: round_to(gain * errors[REPEAT][name].square / squares[way], 3) for way, gain in gains.items()
         }
@@ -407,6 +421,51 @@ def measure(
 
 def round_to(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
+
+
+# --- Settled decisions ---
+
+
+def find_settled(subject: Subject, x: Tensor, settings: Settings) -> dict[str, Any]:
+    """Return what settling the class of every row costs, beside as many draws for all of them."""
+    version, inputs = subject.version, x.numpy()
+    most = SamplingSpec(4096, seed=TRUTH_SEED, design=Design.INDEPENDENT)
+    truth = labels_of(version, inputs, most)
+    rule = Stopping(StoppingRule.DECISION)
+    seeds = range(ERROR_SEED, ERROR_SEED + settings.settled_seeds)
+    ours = [version.predict(inputs, SamplingSpec(1024, seed=seed, stopping=rule)) for seed in seeds]
+    wrong = statistics.mean(float(np.mean(found.answer.label != truth)) for found in ours)
+    needed, theirs = settings.ladder[-1], 1.0
+    for draws in settings.ladder:
+        found = [subject.ways[LOOP](x, draws, seed).mean.argmax(-1) for seed in seeds]
+        theirs = statistics.mean(float(np.mean(labels != truth)) for labels in found)
+        if theirs <= wrong:
+            needed = draws
+            break
+    calls: dict[str, Callable[[], object]] = {
+        name: bind(subject.ways[name], x, needed)
+        for name in (LOOP, REPEAT)
+        if name == LOOP or needed * len(x) <= 100_000
+    }
+    calls[OURS] = lambda: version.predict(inputs, SamplingSpec(1024, stopping=rule))
+    times = time_ways(calls, settings.rounds, settings.seconds)
+    medians = {way: statistics.median(values) for way, values in times.items()}
+    fastest = min(value for way, value in medians.items() if way != OURS)
+    return {
+        "rows": len(x),
+        "draws, mean over rows": round_to(statistics.mean(float(found.draws.mean()) for found in ours), 3),
+        "labels that differ from 4,096 draws": round_to(wrong, 2),
+        "draws of the others": needed,
+        "of their labels": round_to(theirs, 2),
+        "milliseconds": {way: round_to(value * 1e3, 4) for way, value in medians.items()},
+        "times faster": round_to(fastest / medians[OURS], 3),
+    }
+
+
+def labels_of(version: ModelVersion, inputs: NDArray[Any], spec: SamplingSpec) -> NDArray[np.int64]:
+    found = version.predict(inputs, spec).answer
+    assert isinstance(found, Classification)
+    return found.label
 
 
 # --- Memory ---
@@ -430,7 +489,7 @@ def find_peak(case: str, folder: str, way: str, rows: int, draws: int, threads: 
     return high_water() - before
 
 
-VERSION_OF = {OURS: 1, ROUNDED: 2}
+VERSION_OF = {name: number for number, name in enumerate(PACKED_AS, start=1)}
 
 
 def high_water() -> int:
@@ -481,6 +540,11 @@ def measure_case(name: str, settings: Settings, threads: int) -> dict[str, Any]:
                 measure(subject, rows[:count], draws, errors[draws], settings)
                 for count, draws in itertools.product(settings.rows, settings.draws)
             ],
+            **(
+                {"settled decisions": find_settled(subject, choose_rows(CASES[name], subject.network, 360), settings)}
+                if name in settings.settled
+                else {}
+            ),
             "memory": find_memory(name, subject, settings, threads),
         }
 
