@@ -21,7 +21,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dubito_models.benching import Bench, Drawing, Needs, document, measure, recommend
+from dubito_models.advising import document, recommend
+from dubito_models.benching import Bench, Drawing, Needs, measure
 from dubito_models.columns import number_of, text_of
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.manifest import ColumnEntry, InputSignature

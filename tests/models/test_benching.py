@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from dubito_models.advising import document, goal_of, recommend, time_at
 from dubito_models.benching import (
     Bench,
     Drawing,
@@ -23,16 +24,12 @@ from dubito_models.benching import (
     Speed,
     affordable_rows,
     describe_drawing,
-    document,
     draws_needed,
-    goal_of,
     measure,
     measure_speed,
     prefix_share,
-    recommend,
     spaced_rows,
     supply_rows,
-    time_at,
 )
 from dubito_models.engine import SamplingSpec
 from dubito_models.heads import Task

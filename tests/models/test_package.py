@@ -434,3 +434,13 @@ def test_a_calibration_that_was_changed_or_is_another_programs_does_not_load(ver
 def test_labels_that_are_not_classes_are_refused(packed: Packed, labels: np.ndarray, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         packed("mlp").calibrate(sample("mlp", 20)["input"].numpy(), labels)
+
+
+@pytest.mark.parametrize(("device", "accepted"), [("cuda", "cpu or auto"), ("tpu", "auto, cpu, cuda")])
+def test_a_device_that_is_not_there_is_refused(
+    packed: Callable[[str], ModelVersion], monkeypatch: pytest.MonkeyPatch, device: str, accepted: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidArgument, match=f"device: got {device}; accepted: {accepted}"):
+        load_version(packed("mlp").folder, device=device)
+    assert load_version(packed("mlp").folder, device="auto").engine.program.device.type == "cpu"
