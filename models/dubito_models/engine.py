@@ -34,6 +34,7 @@ from dubito_models.predictive import (
     join_answers,
     join_rows,
     joint_covariance,
+    match_diagonal,
     merge,
     regress,
     split_rows,
@@ -455,8 +456,9 @@ class Engine:
         end = 0
         for part in parts:
             start, end = end, end + len(part.rows)
+            own = whole.rows(start, end)
             joint = joint_covariance(part.moments, balanced) if plan.spec.joint else None
-            yield replace(whole.rows(start, end), joint_covariance=joint)
+            yield own if joint is None else replace(own, joint_covariance=match_diagonal(joint, own.answer))
 
     def _end(
         self, moments: Moments, scatter: Spread, spec: SamplingSpec, calibration: Calibration | None = None

@@ -343,6 +343,23 @@ def join_answers(parts: Sequence[Predictive], rows: Sequence[NDArray[np.int64]])
     )
 
 
+def match_diagonal(joint: Array, answer: Classification | Regression) -> Array:
+    """Stretch a joint covariance (B, B, K) so that its diagonal is the variance that the answer says.
+
+    That differs from the draws' own where more is known than they tell; correlations stay.
+    """
+    if isinstance(answer, Regression):
+        variance = answer.epistemic_variance
+    else:
+        variance = None if answer.standard_deviation is None else answer.standard_deviation**2
+    if variance is None:
+        return joint
+    own = np.einsum("iik->ik", joint)
+    stretch = np.sqrt(np.divide(variance, own, out=np.ones_like(own), where=own > 0.0))
+    matched: Array = joint * stretch[:, None] * stretch[None]
+    return matched
+
+
 def concatenate(answers: Sequence[Classification]) -> Classification:
     """Put answers for some rows each one after the other."""
     changes: dict[str, Any] = {

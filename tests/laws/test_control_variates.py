@@ -188,3 +188,19 @@ def test_one_draw_still_has_a_mean_and_no_variance(calibrated: Make) -> None:
     found = answer(calibrated("plain"), rows(3), max_draws=1, design=Design.INDEPENDENT)
     assert np.isfinite(found.mean).all()
     assert found.epistemic_variance is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_joint_covariance_keeps_that_variance_on_its_diagonal(calibrated: Make, kind: str) -> None:
+    version, x = calibrated(kind), rows(4, 5)
+    found = version.engine.predict({"x": x}, SamplingSpec(max_draws=40, joint=True), version.calibration)
+    assert isinstance(found.answer, Regression)
+    assert found.joint_covariance is not None
+    diagonal = np.einsum("iik->ik", found.joint_covariance)
+    np.testing.assert_allclose(diagonal, found.answer.epistemic_variance, rtol=1e-9)
+    plain = version.engine.predict({"x": x}, SamplingSpec(max_draws=40, joint=True)).joint_covariance
+    assert plain is not None
+    own = np.sqrt(np.einsum("iik->ik", plain))
+    correlation = plain / (own[:, None] * own[None])
+    scale = np.sqrt(diagonal)
+    np.testing.assert_allclose(found.joint_covariance / (scale[:, None] * scale[None]), correlation, atol=1e-6)
