@@ -7,6 +7,7 @@ design the draws are independent, within a group they are not; the variances and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -474,25 +475,41 @@ def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
 def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
     """Return quantiles (..., Q) of the equal-weight Gaussian mixture over the first axis of `means` (S, ...).
 
-    Inverts the mixture's distribution function by bisection to 1e-10 of the spread; without variances, the type-7
-    quantiles of the means.
+    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of the mixture's spread: by Newton's
+    method from the quantile of one Gaussian, within a bracket that is halved where a step would leave it. Without
+    variances, the type-7 quantiles of the means.
     """
     at = np.asarray(levels, dtype=np.float64)
     if variances is None:
         return np.moveaxis(np.quantile(means, at, axis=0), 0, -1)
-    deviation = np.maximum(np.sqrt(variances), np.finfo(np.float64).tiny)
-    reach = 40.0 * deviation
-    low = np.repeat((means - reach).min(0)[..., None], len(at), -1)
-    high = np.repeat((means + reach).max(0)[..., None], len(at), -1)
-    for _ in range(80):
-        middle = (low + high) / 2
-        with np.errstate(over="ignore"):
-            below = special.ndtr((middle - means[..., None]) / deviation[..., None]).mean(0) < at
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-        if np.all(high - low <= 1e-10 * (1.0 + np.abs(low))):
+    count = len(means)
+    shape = (*means.shape[1:], len(at))
+    middle = np.repeat(means.reshape(count, -1), len(at), 1)  # (S, N): every level of every number
+    deviation = np.maximum(np.sqrt(np.repeat(variances.reshape(count, -1), len(at), 1)), np.finfo(np.float64).tiny)
+    wanted = np.tile(at, middle.shape[1] // len(at))
+    low, high = (middle - 40.0 * deviation).min(0), (middle + 40.0 * deviation).max(0)
+    whole = np.sqrt((deviation**2).mean(0) + middle.var(0))
+    found: Array = np.clip(middle.mean(0) + special.ndtri(wanted) * whole, low, high)
+    left = np.arange(len(wanted))  # those that still move
+    for _ in range(200):
+        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+            off = (found[left] - middle[:, left]) / deviation[:, left]
+            excess = special.ndtr(off).mean(0) - wanted[left]
+            density = (np.exp(-0.5 * off**2) / deviation[:, left]).mean(0) / math.sqrt(2 * math.pi)
+            step = found[left] - excess / density
+        low[left], high[left] = (
+            np.where(excess < 0, found[left], low[left]),
+            np.where(excess < 0, high[left], found[left]),
+        )
+        inside = (step > low[left]) & (step < high[left])  # nor where it is not a number
+        step = np.where(inside, step, (low[left] + high[left]) / 2)
+        still = (np.abs(excess) > 1e-11) & (high[left] - low[left] > 1e-12 * whole[left] + 1e-15 * np.abs(step))
+        found[left] = np.where(np.abs(excess) > 1e-11, step, found[left])
+        left = left[still]
+        if not len(left):
             break
-    middle_of_all: Array = (low + high) / 2
-    return middle_of_all
+    quantiles: Array = found.reshape(shape)
+    return quantiles
 
 
 def to_numpy(values: Any) -> Array:
