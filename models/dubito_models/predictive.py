@@ -475,7 +475,7 @@ def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
 def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
     """Return quantiles (..., Q) of the equal-weight Gaussian mixture over the first axis of `means` (S, ...).
 
-    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of the mixture's spread: by Newton's
+    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of its spread: by Newton's
     method from the quantile of one Gaussian, within a bracket that is halved where a step would leave it. Without
     variances, the type-7 quantiles of the means.
     """
