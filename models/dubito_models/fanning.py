@@ -20,6 +20,7 @@ from dubito_models.rewriting import is_view, multiply_by_mask
 from dubito_models.sites import Site, SymbolNames, Symbols, find_reached, read_argument
 
 aten = torch.ops.aten
+_AFFINE = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, aten.div.Tensor}
 POINTS = 8  # values that stand for a closed form
 
 
@@ -103,19 +104,21 @@ class Fan:
 class Integral:
     """A suffix that ends in dropout and a linear layer: mean and variance over the last mask are sums over its units.
 
-    They come as `POINTS` values with that mean and variance, the quantiles of a Gaussian, which the sum of many units
-    nearly is; so what follows treats them as a fan-out.
+    Views may follow, and constants that scale and shift, as where a target is standardised. Mean and variance come as
+    `POINTS` values that have them, the quantiles of a Gaussian, which the sum of many units nearly is; so what follows
+    treats them as a fan-out.
     """
 
     def __init__(self, suffix: fx.GraphModule, sites: Sequence[Site], has_sizes: bool) -> None:
         self._trunk = trunk = _Trunk(suffix, len(sites), has_sizes)
-        hidden, mask, weight, bias = _read_end(suffix.graph)
+        end, after = _find_end(suffix.graph)
+        hidden, mask, weight, bias = _read_end(end)
         if mask is not trunk.masks[-1] or trunk.crossing not in ([hidden], []):
             raise UnsupportedNetwork("the last site is not the one before the last layer")
         self._place = None if trunk.crossing else trunk.given.index(hidden)
         self._weight = getattr(suffix, str(weight.target))
         self._bias = None if bias is None else getattr(suffix, str(bias.target))
-        self._flat = suffix.graph.output_node().args[0].meta["val"].dim() == 1  # type: ignore[union-attr]
+        self._after = extract(suffix, after, (end,), suffix.graph.output_node().args[0]) if after else None
         self._variance = sites[-1].kept ** 2 * sites[-1].rate * (1.0 - sites[-1].rate)  # of a mask's element
         self._mean = sites[-1].kept * (1.0 - sites[-1].rate)
         self._points = _gaussian_points(self._weight)  # once: it comes from the CPU
@@ -142,7 +145,7 @@ class Integral:
         variance = hidden.square() @ (self._weight.square() * self._variance).T
         points = mean.unsqueeze(1) + variance.sqrt().unsqueeze(1) * self._points  # (S, F, N, K)
         found: Tensor = points.flatten(0, 1)
-        return found.squeeze(-1) if self._flat else found
+        return found if self._after is None else torch.func.vmap(self._after)(found)
 
 
 def _gaussian_points(like: Tensor) -> Tensor:
@@ -152,20 +155,35 @@ def _gaussian_points(like: Tensor) -> Tensor:
     return unit.to(like).reshape(-1, 1, 1)
 
 
-def _read_end(graph: fx.Graph) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]:
-    """Return what is dropped last (N, units), its mask, and the weight and bias of the linear layer that ends it all.
+def _find_end(graph: fx.Graph) -> tuple[fx.Node, list[fx.Node]]:
+    """Return the last node that is neither a view nor scales or shifts by constants, and those that follow it."""
+    node: Any = graph.output_node().args[0]
+    after: list[fx.Node] = []
+    while True:
+        if is_view(node):
+            before = node.args[0]
+        elif node.target in _AFFINE and len(node.all_input_nodes) < 3:
+            drawn = [parent for parent in node.all_input_nodes if parent.op != "get_attr"]
+            once = len(drawn) == 1 and sum(argument is drawn[0] for argument in node.args) == 1
+            keeps = once and (node.target is not aten.div.Tensor or drawn[0] is node.args[0])
+            if not keeps or drawn[0].meta["val"].shape != node.meta["val"].shape:
+                return node, after
+            before = drawn[0]
+        else:
+            return node, after
+        after.insert(0, node)
+        node = before
 
-    Only a view of (N, 1) as (N,) may follow. Raises `UnsupportedNetwork` where a network ends otherwise.
+
+def _read_end(end: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]:
+    """Return what is dropped last (N, units), its mask, and the weight and bias of the linear layer that `end` is.
+
+    Raises `UnsupportedNetwork` where it is none.
     """
-    prediction: Any = graph.output_node().args[0]
-    end = prediction
-    while is_view(end):
-        end = end.args[0]
     if end.target is aten.linear.default:
         dropped, weight, bias = (read_argument(end, name) for name in ("input", "weight", "bias"))
-        follows_nothing = end is prediction or (prediction.meta["val"].dim() == 1 and end.meta["val"].shape[1] == 1)
         own = all(part is None or part.op == "get_attr" for part in (weight, bias))
-        if follows_nothing and own and dropped.target is multiply_by_mask:
+        if own and dropped.target is multiply_by_mask:
             hidden, mask, row_axis, trailing = dropped.args
             if hidden.meta["val"].dim() == 2 and row_axis == 0 and not trailing:
                 return hidden, mask, weight, bias

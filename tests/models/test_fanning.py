@@ -150,26 +150,42 @@ class Ends(nn.Module):
         super().__init__()
         self.stem, self.drop, self.end = nn.Linear(6, 8), nn.Dropout(0.3), end
         self.head = nn.Linear(8, 2 if end == "one of two" else 1)
+        self.register_buffer("mean", torch.tensor([20.0]))
+        self.register_buffer("deviation", torch.tensor([5.0]))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.drop(torch.relu(self.stem(self.drop(x))))
         raw: Tensor = self.head(hidden)
         ends = {"squeezed": raw.squeeze(-1), "selected": raw[:, 0], "flat": raw.reshape(-1), "as it is": raw,
                 "one of two": raw[:, 0], "softplus": nn.functional.softplus(raw),
-                "read twice": raw + hidden.mean(-1, keepdim=True), "scaled": raw * 2.0}  # fmt: skip
+                "read twice": raw + hidden.mean(-1, keepdim=True), "scaled": 3.0 - raw * 2.0,
+                "standardised": raw * self.deviation + self.mean, "square": raw * raw,
+                "turned over": 1.0 / raw, "by the input": raw * x[:, :1]}  # fmt: skip
         return ends[self.end]
 
 
-@pytest.mark.parametrize("end", ["squeezed", "selected", "flat", "as it is"])
-def test_a_last_layer_may_be_followed_by_a_view(end: str) -> None:
-    x = torch.randn(3, 6)
-    program = program_for(Ends(end), x, integrated=True)
-    boundary = program.prefix({"x": x})
-    masks = Masks(program, group_size=10, balanced=[True, True]).draws(boundary.symbols, 0, DESIGNS[0], 0, 2)
-    assert program.many(boundary, masks).shape == ((2 * POINTS, 3, 1) if end == "as it is" else (2 * POINTS, 3))
+@pytest.mark.parametrize("end", ["squeezed", "selected", "flat", "as it is", "one of two", "scaled", "standardised"])
+@torch.inference_mode()
+def test_views_and_constants_may_follow_the_last_layer(end: str) -> None:
+    """Mean and variance are those over all 256 masks, weighted by what they occur with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        network, x = Ends(end).eval(), torch.randn(3, 6)
+    exact, integrated = (program_for(network, x, **how) for how in ({}, {"integrated": True}))
+    boundary = exact.prefix({"x": x})
+    masks = Masks(exact, group_size=10, balanced=[True, True]).draws(boundary.symbols, 0, DESIGNS[0], 0, 2)
+    bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=8)))
+    weights = (0.7**bits * 0.3 ** (1 - bits)).prod(1).double()
+    found = integrated.many(boundary, masks)
+    assert found.shape[1:] == exact.suffix(boundary, [mask[0] for mask in masks]).shape
+    for draw, points in enumerate(found.double().reshape(2, POINTS, 3)):
+        every = torch.stack([exact.suffix(boundary, [masks[0][draw], bit / 0.7]).reshape(3) for bit in bits]).double()
+        mean = weights @ every
+        torch.testing.assert_close(points.mean(0), mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(points.var(0, correction=0), weights @ (every - mean) ** 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("end", ["softplus", "read twice", "scaled", "one of two"])
+@pytest.mark.parametrize("end", ["softplus", "read twice", "square", "turned over", "by the input"])
 def test_nothing_else_may_follow_it(end: str) -> None:
     with pytest.raises(UnsupportedNetwork, match="one linear layer"):
         program_for(Ends(end), torch.randn(3, 6), integrated=True)
