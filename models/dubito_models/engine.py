@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dubito_models.calibration import Calibration
 from dubito_models.errors import InvalidArgument
-from dubito_models.export import ROWS
 from dubito_models.heads import Decoded, Head, Task, decode
 from dubito_models.predictive import (
     Array,
@@ -184,10 +183,9 @@ class Run:
         Same seed, design, scope, calibration, place in the draws, and sizes but the rows; the last draws of a run,
         where they are fewer than a group, are shared only with as many.
         """
-        sizes = tuple(sorted((name, size) for name, size in self.boundary.symbols.items() if name != ROWS))
         calibration = None if self.calibration is None else self.calibration.id
         tail = min(wants(self), self.plan.group_size)
-        return (*self.plan.thinning, self.next_draw, tail, calibration, sizes)
+        return (*self.plan.thinning, self.next_draw, tail, calibration, self.boundary.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +409,7 @@ class Engine:
         for number, part in pieces:
             run = runs[number]
             key = (part.moments.count, run.plan, run.calibration and run.calibration.id, part.plain is None)
-            alike.setdefault((*key, part.reason), []).append((number, part))
+            alike.setdefault((*key, part.boundary.sizes, part.reason), []).append((number, part))
         answers: list[list[tuple[Part, Predictive]]] = [[] for _ in runs]
         for group in alike.values():
             found = self._finish(runs[group[0][0]], [part for _, part in group])

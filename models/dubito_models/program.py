@@ -54,6 +54,11 @@ class Boundary:
     symbols: Symbols
 
     @property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """The sizes of all free axes but the rows'; boundaries where these are equal can be joined."""
+        return tuple(sorted((name, size) for name, size in self.symbols.items() if name != ROWS))
+
+    @property
     def rows(self) -> int:
         """The number of rows, N."""
         return self.symbols[ROWS]

@@ -213,3 +213,16 @@ def test_rows_that_stopped_are_corrected_at_their_own_draws(version: ModelVersio
     for row, used in enumerate(found.draws.tolist()):
         alone = ask(version, rows(12, 2)[row : row + 1], max_draws=used, estimator=LINEAR)
         np.testing.assert_allclose(found.answer.probabilities[row], alone.probabilities[0], rtol=0, atol=2e-6)
+
+
+def test_runs_of_several_lengths_end_together(packed: Packed, version: ModelVersion) -> None:
+    engine = packed("encoder").engine
+    allowed = replace(version.calibration, linearized=True, method="identity", temperature=1.0)
+    several = [{"series": sample("encoder", 3)["series"][:, :length]} for length in (3, 5)]
+    plan = engine.plan(SamplingSpec(max_draws=20, estimator=LINEAR))
+    runs = [engine.start([(inputs, plan)], allowed)[0] for inputs in several]
+    ended = engine.finish([engine.advance([run], wants(run))[0] for run in runs])
+    for inputs, found in zip(several, ended, strict=True):
+        assert found.estimator == "linearized"
+        alone = engine.predict(inputs, plan.spec, allowed)
+        np.testing.assert_allclose(found.answer.probabilities, alone.answer.probabilities, rtol=0, atol=1e-6)
