@@ -38,6 +38,7 @@ _SCOPES = {
     pb.MASK_SCOPE_ROW: MaskScope.ROW,
 }
 _SCOPE_CODES = {MaskScope.DRAW.value: pb.MASK_SCOPE_DRAW, MaskScope.ROW.value: pb.MASK_SCOPE_ROW}
+_LINEAR_DRAWS = 128  # as many draws cost about as much as the linear ones of the estimator
 _ESTIMATORS = {
     pb.ESTIMATOR_UNSPECIFIED: Estimator.PLAIN,
     pb.ESTIMATOR_PLAIN: Estimator.PLAIN,
@@ -242,11 +243,11 @@ def _name(enum: Any, value: int) -> str:
 
 def _check_work(plan: Plan, rows: int, manifest: Manifest, limits: RequestLimits) -> None:
     """Check what only shows once defaults are filled in: rows x draws, and the memory that an answer takes."""
-    work = rows * plan.max_draws
+    work = rows * (plan.max_draws + (_LINEAR_DRAWS if plan.spec.estimator is Estimator.LINEARIZED else 0))
     if work > limits.max_work:
         given = f"{plan.max_draws} for {rows} rows, {work} rows x draws"
         raise InvalidArgument("sampling.max_draws", given, f"at most {limits.max_work} rows x draws a request")
-    if plan.spec.raw_draws and work * manifest.outputs * 8 > limits.max_message_bytes:
+    if plan.spec.raw_draws and rows * plan.max_draws * manifest.outputs * 8 > limits.max_message_bytes:
         given = f"true, {work} rows x draws of {manifest.outputs} outputs"
         raise InvalidArgument("sampling.raw_draws", given, f"answers of at most {limits.max_message_bytes} bytes")
     if plan.spec.joint and rows**2 * manifest.outputs * 8 > limits.max_message_bytes:

@@ -158,6 +158,15 @@ def test_work_is_limited_in_rows_times_draws(registry: Registry) -> None:
         read_prediction(request, registry, LIMITS)
 
 
+def test_linear_logits_count_as_draws(registry: Registry) -> None:
+    request = good(rows=100)
+    request.sampling.max_draws = 100
+    read_prediction(request, registry, LIMITS)
+    request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
+    with pytest.raises(InvalidArgument, match=r"22800 rows x draws.* at most 20000 rows x draws"):
+        read_prediction(request, registry, LIMITS)
+
+
 def test_raw_draws_are_limited_by_the_size_of_a_message(registry: Registry) -> None:
     request = good(rows=100)
     request.sampling.max_draws = 100
