@@ -58,6 +58,7 @@ MAX_SEED = 2**64 - 1
 PASS_BYTES = 64 << 20  # of the largest value of a pass, at most, where nobody says otherwise
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
 _USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
+_FEW_DRAWS = 64  # that may ride one pass, whatever their number
 _ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
 
 
@@ -366,6 +367,8 @@ class Engine:
     def _passes(self, boundary: Boundary, plan: Plan, first: int, draws: int, size: int | None = None) -> Tensor:
         """Return raw predictions (draws, N, ...), `size` draws a pass."""
         chunk = size or self.pass_size(boundary)
+        if not size and draws > _FEW_DRAWS:  # a share of what all at once would take, even where that fits a cache
+            chunk = min(chunk, max(_FEW_DRAWS, draws // 8))
         parts = []
         for start in range(first, first + draws, chunk):
             count = min(chunk, first + draws - start)
