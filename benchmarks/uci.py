@@ -26,9 +26,11 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import os
 import platform
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -349,7 +351,8 @@ def run_set(folder: Folder, protocol: Protocol, processes: int, seed: int, bar: 
                 for judged in run_splits(folder, stack, protocol, seed, lambda count: bar.advance(task, count))
             ]
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(min(processes, len(stacks)), context) as pool:
+    workers = min(processes, len(stacks))
+    with context.Manager() as manager, ProcessPoolExecutor(workers, context, end_with, (os.getpid(),)) as pool:
         queue: Any = manager.Queue()
         futures = [pool.submit(work, queue, folder, stack, protocol, seed) for stack in stacks]
         while not all(future.done() for future in futures) or not queue.empty():
@@ -358,6 +361,17 @@ def run_set(folder: Folder, protocol: Protocol, processes: int, seed: int, bar: 
             else:
                 bar.advance(task, queue.get())
         return [judged for future in futures for judged in future.result()]
+
+
+def end_with(parent: int) -> None:
+    """Let a worker end where its parent was killed, rather than work on for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
