@@ -220,7 +220,7 @@ class Engine:
         self._noise_variance = noise_variance
         self._pass_bytes = pass_bytes
         self._timed: dict[int, int] = {}
-        self._refiner = Refiner(program, masks, head)
+        self.refiner = Refiner(program, masks, head)
         self.vmaps = vmapped
 
     def plan(self, spec: SamplingSpec, affordable: int | None = None) -> Plan:
@@ -303,7 +303,7 @@ class Engine:
             return run
         stopping, look = run.plan.spec.stopping, count_looks(groups) - count_looks(run.plan.first_look - 1)
         ratios = None if run.calibration is None else run.calibration.error_ratios
-        done = settled(stopping, run.moments, look, self._balances(run.plan), ratios)
+        done = settled(stopping, run.moments, look, self.masks.balances(run.plan.design), ratios)
         if not done.any():
             return run
         aside, left = (torch.from_numpy(np.flatnonzero(which)) for which in (done, ~done))
@@ -323,9 +323,6 @@ class Engine:
             plain=None if plain is None else take_rows(plain, left),
             settled=(*run.settled, part),
         )
-
-    def _balances(self, plan: Plan) -> bool:
-        return plan.design is Design.BALANCED and any(self.masks.balanced)
 
     def _gather(
         self, decoded: Decoded, counts: Sequence[int], runs: Sequence[Run]
@@ -426,18 +423,18 @@ class Engine:
         moments = join_rows([part.moments for part in parts])
         plain = [part.plain for part in parts if part.plain is not None]
         whole_plain = join_rows(plain) if plain else None
-        balanced = self._balances(plan)
+        balanced = self.masks.balances(plan.design)
         ratios = None if calibration is None else calibration.error_ratios
         scatter = spread(moments, balanced, None if ratios is None else ratios.mean)
         drawn = moments.draws
         if calibration is not None and calibration.control_variate and plan.spec.scope is MaskScope.DRAW:
             boundary = self.program.join([part.boundary for part in parts])
-            moments, scatter = self._refiner.control(boundary, moments, scatter, plan.seed, plan.design)
+            moments, scatter = self.refiner.control(boundary, moments, scatter, plan.seed, plan.design)
         answer = self._end(moments, scatter, plan.spec, calibration)
         error = scatter.standard_error
         if calibration is not None and _estimator(plan.spec, calibration) is Estimator.LINEARIZED and moments.total > 1:
             boundary = self.program.join([part.boundary for part in parts])
-            answer, error = self._refiner.linearize(boundary, moments, plan.seed, plan.design, calibration)
+            answer, error = self.refiner.linearize(boundary, moments, plan.seed, plan.design, calibration)
         whole = Predictive(
             answer=answer,
             uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,

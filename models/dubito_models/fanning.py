@@ -17,7 +17,7 @@ from dubito_models.errors import UnsupportedNetwork
 from dubito_models.leading import lead_with_draws
 from dubito_models.parts import Part, extract, ordered
 from dubito_models.rewriting import is_view, multiply_by_mask
-from dubito_models.sites import Site, SymbolNames, Symbols, find_reached, read_argument
+from dubito_models.sites import Site, SymbolNames, Symbols, find_reached, mask_variance, mean_mask, read_argument
 
 aten = torch.ops.aten
 _AFFINE = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, aten.div.Tensor}
@@ -119,8 +119,7 @@ class Integral:
         self._weight = getattr(suffix, str(weight.target))
         self._bias = None if bias is None else getattr(suffix, str(bias.target))
         self._after = extract(suffix, after, (end,), suffix.graph.output_node().args[0]) if after else None
-        self._variance = sites[-1].kept ** 2 * sites[-1].rate * (1.0 - sites[-1].rate)  # of a mask's element
-        self._mean = sites[-1].kept * (1.0 - sites[-1].rate)
+        self._mean, self._variance = mean_mask(sites[-1]), mask_variance(sites[-1])
         self._points = _gaussian_points(self._weight)  # once: it comes from the CPU
 
     def largest_at(self, names: SymbolNames, symbols: Symbols) -> int:

@@ -14,7 +14,6 @@ from dubito_models.errors import UnsupportedNetwork
 from dubito_models.heads import Task
 from dubito_models.linearized import judge
 from dubito_models.predictive import Moments, classify, gather, spread, take_rows, to_numpy
-from dubito_models.refining import Refiner
 from dubito_models.stopping import measure_error_ratios
 from dubito_models.thinning import Design
 from dubito_models.variates import measure_gain
@@ -49,7 +48,7 @@ def _judge_linear(engine: Engine, inputs: Mapping[str, Tensor], moments: Moments
     boundary = engine.program.select(run.boundary, torch.arange(few))
     own = take_rows(moments, torch.arange(few))
     try:
-        levels = _refiner(engine).levels(boundary, own, plan.seed, plan.design, calibration)
+        levels = engine.refiner.levels(boundary, own, plan.seed, plan.design, calibration)
     except UnsupportedNetwork:  # no gradient
         return False
     balanced = any(engine.masks.balanced)
@@ -64,14 +63,10 @@ def _measure_control(engine: Engine, inputs: Mapping[str, Tensor], moments: Mome
     assert moments.draws is not None
     outputs = moments.draws.shape[-1]
     try:
-        found = _refiner(engine).controls(run.boundary, moments.total, outputs, plan.seed, plan.design)
+        found = engine.refiner.controls(run.boundary, moments.total, outputs, plan.seed, plan.design)
     except UnsupportedNetwork:  # no gradient
         return 1.0
     if found is None:
         return 1.0
     within = None if moments.within is None else to_numpy(moments.variances)  # a constant noise more does no harm
     return measure_gain(to_numpy(moments.draws), to_numpy(found[0]), within)
-
-
-def _refiner(engine: Engine) -> Refiner:
-    return Refiner(engine.program, engine.masks, engine.head)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from dubito_models.heads import Decoded
-from dubito_models.predictive import Array, Classification, Moments, entropy, gather, spread, to_numpy
-from dubito_models.stopping import standard_error
+from dubito_models.predictive import Array, Classification, Moments, entropy, expected_entropy, gather, spread, to_numpy
+from dubito_models.stopping import Quantity, influence, standard_error
 
 _GAIN, _BIAS = 8.0, 0.03
 
@@ -46,7 +45,7 @@ def correct(levels: Levels, balanced: bool) -> tuple[Classification, Array]:
     square = _mean_square(draws) - _mean_square(near) + _mean_square(far)
     variance = np.maximum(square - mean**2 + error**2, 0.0)  # the mean's own square is too large by its error's
     most = np.log(mean.shape[-1])
-    expected = np.clip(_entropy(draws) - _entropy(near) + _entropy(far), 0.0, most)
+    expected = np.clip(expected_entropy(draws) - expected_entropy(near) + expected_entropy(far), 0.0, most)
     plain = entropy(mean)
     information = np.maximum(plain - expected, 0.0)
     answer = Classification(
@@ -78,7 +77,7 @@ def judge(levels: Levels, balanced: bool, known: Array) -> Merit:
     """Judge them by levels of many draws in groups; `known`: the mutual information (B,) that the draws alone say."""
     draws = levels.draws
     middle = to_numpy(draws.draws).mean(0)
-    own, near = (_information(moments, middle) for moments in (draws, levels.near))
+    own, near = (influence(Quantity.MUTUAL_INFORMATION, each, middle) for each in (draws, levels.near))
     error, left = (float((standard_error(each, draws.count, balanced) ** 2).sum()) for each in (own, own - near))
     found, _ = correct(levels, balanced)
     assert found.mutual_information is not None
@@ -87,22 +86,9 @@ def judge(levels: Levels, balanced: bool, known: Array) -> Merit:
     return Merit(error / left if left > 0.0 else np.inf, bias)
 
 
-def _information(moments: Moments, middle: Array) -> Array:
-    """Return values (S, B) whose scatter is that of the mutual information, to first order around `middle`."""
-    crossed: Array = -special.xlogy(to_numpy(moments.draws), np.where(middle > 0.0, middle, 1.0)).sum(-1)
-    return crossed - to_numpy(moments.entropies)
-
-
 def _mean_square(moments: Moments) -> Array:
     """Return the mean over draws of p^2, (B, K)."""
     weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
     means, m2 = to_numpy(moments.mean), to_numpy(moments.m2)
     found: Array = (m2 + weights * means**2).sum(0) / weights.sum()
-    return found
-
-
-def _entropy(moments: Moments) -> Array:
-    assert moments.expected_entropy is not None
-    weights = np.asarray(moments.count, dtype=np.float64)
-    found: Array = (weights[:, None] * to_numpy(moments.expected_entropy)).sum(0) / weights.sum()
     return found

@@ -181,9 +181,15 @@ def spread(moments: Moments, balanced: bool, ratio: float | None = None) -> Spre
     return Spread(mean, whole, variance, error)
 
 
+def expected_entropy(moments: Moments) -> Array:
+    """Return the mean over draws of their entropy, (B,) nats."""
+    assert moments.expected_entropy is not None
+    return weighted_mean(moments.expected_entropy, moments)
+
+
 def weighted_mean(values: Tensor, moments: Moments) -> Array:
-    """Return the mean over all draws of a mean per group, (G, B, K)."""
-    weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, 1, 1)
+    """Return the mean over all draws of a mean per group, (G, B, ...)."""
+    weights = np.asarray(moments.count, dtype=np.float64).reshape(-1, *(1,) * (values.dim() - 1))
     mean: Array = (weights * to_numpy(values)).sum(0) / weights.sum()
     return mean
 
@@ -402,10 +408,8 @@ def classify(moments: Moments, scatter: Spread) -> Classification:
     sum_k Var(p_k) / (2 S mean p_k); with two groups or more that is taken off by a jackknife over groups, with one
     by the formula. Predictive entropy is expected entropy + mutual information, so that the parts add up.
     """
-    assert moments.expected_entropy is not None
     mean = scatter.mean
-    weights = np.asarray(moments.count, dtype=np.float64)
-    expected = (weights[:, None] * to_numpy(moments.expected_entropy)).sum(0) / weights.sum()
+    expected = expected_entropy(moments)
     plain_entropy = entropy(mean)
     plain = corrected = None
     if scatter.between_draws is not None:

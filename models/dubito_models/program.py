@@ -213,13 +213,9 @@ class StochasticProgram:
         if self._led is not None:
             led: Tensor = self._led(*boundary.values, *masks)
             return led
-        rows, axes = boundary.rows, [None if axis is None else 0 for axis in self._crossing]
-        values = [  # each row a boundary of its own: (N, ..., fold, ...)
-            value
-            if axis is None
-            else value.reshape(*value.shape[:axis], rows, -1, *value.shape[axis + 1 :]).movedim(axis, 0)
-            for value, axis in zip(boundary.values, self._crossing, strict=True)
-        ]
+        crossing = zip(boundary.values, self._crossing, strict=True)  # each row becomes a boundary of its own
+        values = [value if axis is None else _lead_with_rows(value, axis, boundary.rows) for value, axis in crossing]
+        axes = [None if axis is None else 0 for axis in self._crossing]
         sizes = self._suffix.sizes_at(self._symbols, {**boundary.symbols, ROWS: 1})
 
         def one(values_of_a_row: Sequence[Tensor], masks_of_a_row: Sequence[Tensor]) -> Tensor:

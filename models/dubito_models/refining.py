@@ -24,6 +24,7 @@ from dubito_models.predictive import (
     to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.sites import mean_mask
 from dubito_models.thinning import Design, Masks
 from dubito_models.variates import (
     GRADIENT_LIMIT,
@@ -33,7 +34,6 @@ from dubito_models.variates import (
     expand,
     known_variance,
     mask_gradients,
-    mean_mask,
 )
 
 _MASKS = 1 << 22  # elements of masks at a time
@@ -60,7 +60,7 @@ class Refiner:
         found = self.controls(boundary, moments.total, moments.draws.shape[-1], seed, design)
         if found is None:
             return moments, scatter
-        better = adjusted_spread(moments, *found, self._balances(design))
+        better = adjusted_spread(moments, *found, self._masks.balances(design))
         assert better.between_draws is not None
         deviations = moments.draws - moments.draws.mean(0)
         own = to_numpy(deviations.square().mean(0))
@@ -93,7 +93,7 @@ class Refiner:
         self, boundary: Boundary, moments: Moments, seed: int, design: Design, calibration: Calibration
     ) -> tuple[Classification, Array]:
         """Correct draws by linear logits, rows in blocks; returns the answer, and its standard error (B, K)."""
-        balanced, found = self._balances(design), []
+        balanced, found = self._masks.balances(design), []
         block = max(1, _FAR_NUMBERS // (_FAR_DRAWS * moments.mean.shape[-1]))
         sizes = [min(block, boundary.rows - start) for start in range(0, boundary.rows, block)]
         for part, own in zip(self._program.split(boundary, sizes), split_rows(moments, sizes), strict=True):
@@ -151,6 +151,3 @@ class Refiner:
         step = max(1, _MASKS // units // g) * g
         for start in range(first, first + count, step):
             yield start, min(step, first + count - start)
-
-    def _balances(self, design: Design) -> bool:
-        return design is Design.BALANCED and any(self._masks.balanced)

@@ -58,6 +58,16 @@ class Site:
     bypass: float = 1.0
 
 
+def mean_mask(site: Site) -> float:
+    """Return the mean of a mask's element: 1 for a scaled mask, the keep probability for a 0 or 1."""
+    return site.kept * (1.0 - site.rate)
+
+
+def mask_variance(site: Site) -> float:
+    """Return the variance of a mask's element: p / (1 - p) for a scaled mask."""
+    return site.kept**2 * site.rate * (1.0 - site.rate)
+
+
 @dataclass(frozen=True, slots=True)
 class SymbolNames:
     """The graph's symbols: which input's which axis each one is, and what we call it."""

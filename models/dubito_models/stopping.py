@@ -139,7 +139,7 @@ def settled(
     if stopping.rule is StoppingRule.TOLERANCE:
         assert stopping.target is not None
         ratio = None if ratios is None else ratios.of(stopping.quantity)
-        error = standard_error(_influence(stopping.quantity, moments), moments.count, balanced, ratio)
+        error = standard_error(influence(stopping.quantity, moments), moments.count, balanced, ratio)
         worst = error.reshape(draws.shape[1], -1).max(1)
         enough: NDArray[np.bool_] = np.round(worst / stopping.target, 6) <= 1.0
         return enough
@@ -174,7 +174,7 @@ def measure_error_ratios(moments: Moments, task: Task) -> ErrorRatios:
 
     if task is Task.REGRESSION:
         return ErrorRatios(ratio(to_numpy(moments.draws)), 1.0, 1.0)
-    return ErrorRatios(*(ratio(_influence(quantity, moments)) for quantity in Quantity))
+    return ErrorRatios(*(ratio(influence(quantity, moments)) for quantity in Quantity))
 
 
 def _group_means(values: Array, counts: Sequence[int]) -> Array:
@@ -183,12 +183,15 @@ def _group_means(values: Array, counts: Sequence[int]) -> Array:
     return sums / np.asarray(counts, dtype=np.float64).reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def _influence(quantity: Quantity, moments: Moments) -> Array:
-    """Return values (S, B, ...) whose scatter is that of the quantity's estimate, to first order."""
+def influence(quantity: Quantity, moments: Moments, middle: Array | None = None) -> Array:
+    """Return values (S, B, ...) whose scatter is that of the quantity's estimate, to first order.
+
+    Around the draws' own mean, or `middle` (B, K).
+    """
     draws = to_numpy(moments.draws)
     if quantity is Quantity.MEAN:
         return draws
-    mean = draws.mean(0)
+    mean = draws.mean(0) if middle is None else middle
     crossed: Array = -special.xlogy(draws, np.where(mean > 0.0, mean, 1.0)).sum(-1)
     return crossed if quantity is Quantity.PREDICTIVE_ENTROPY else crossed - to_numpy(moments.entropies)
 
@@ -212,7 +215,7 @@ def _is_off(
     answer = classify(moments, spread(moments, balanced))
     found = answer.predictive_entropy if quantity is Quantity.PREDICTIVE_ENTROPY else answer.mutual_information
     assert found is not None
-    return _differs_from_zero(_influence(quantity, moments), found - target, moments.count, balanced, alpha)
+    return _differs_from_zero(influence(quantity, moments), found - target, moments.count, balanced, alpha)
 
 
 def _differs_from_zero(

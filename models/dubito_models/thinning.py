@@ -240,6 +240,10 @@ class Masks:
         self._kept_bytes = 0
         self._recent: dict[tuple[object, ...], list[Tensor]] = {}
 
+    def balances(self, design: Design) -> bool:
+        """Tell whether a design balances anything in this program."""
+        return design is Design.BALANCED and any(self.balanced)
+
     def keeps(self, size: int) -> bool:
         """Tell whether so many bytes of masks are kept, for the default seed."""
         return size <= self._budget

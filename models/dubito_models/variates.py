@@ -27,7 +27,7 @@ from dubito_models.heads import Decoded
 from dubito_models.predictive import Array, Moments, Spread, gather, spread, to_numpy, weighted_mean
 from dubito_models.program import Boundary, StochasticProgram
 from dubito_models.rewriting import alpha_masked, masked_attention, multiply_by_mask, spread_over_rows
-from dubito_models.sites import Site
+from dubito_models.sites import Site, mask_variance, mean_mask
 
 GRADIENT_LIMIT = 1 << 24  # numbers, over rows, outputs and units
 _MASKED = {multiply_by_mask: (1, 2), alpha_masked: (1, 2), masked_attention: (3, 4), spread_over_rows: (0, 1)}
@@ -96,16 +96,6 @@ def _run_recurrent(
     first: Any = list(states) if kind == "lstm" else states[0]
     found: tuple[Tensor, ...] = getattr(torch, kind)(x, first, list(weights), has_biases, 1, 0.0, True, *settings)
     return found
-
-
-def mean_mask(site: Site) -> float:
-    """Return the mean of a mask's element: 1 for a scaled mask, the keep probability for a 0 or 1."""
-    return site.kept * (1.0 - site.rate)
-
-
-def mask_variance(site: Site) -> float:
-    """Return the variance of a mask's element: p / (1 - p) for a scaled mask."""
-    return site.kept**2 * site.rate * (1.0 - site.rate)
 
 
 def mask_gradients(

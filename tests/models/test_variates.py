@@ -16,6 +16,7 @@ from dubito_models.fanning import POINTS
 from dubito_models.heads import Decoded
 from dubito_models.predictive import gather, spread
 from dubito_models.program import StochasticProgram
+from dubito_models.sites import mask_variance, mean_mask
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
 from dubito_models.variates import (
     adjusted_spread,
@@ -23,8 +24,6 @@ from dubito_models.variates import (
     expand,
     known_variance,
     mask_gradients,
-    mask_variance,
-    mean_mask,
     measure_gain,
 )
 from networks import CASES, build, mlp, program_for, random_masks, sample, thinned
