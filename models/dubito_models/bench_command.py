@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from dubito_models.advising import document, recommend
 from dubito_models.benching import Bench, Drawing, Needs, measure
 from dubito_models.columns import number_of, text_of
 from dubito_models.errors import DubitoError, InvalidArgument
+from dubito_models.files import read_lines
 from dubito_models.manifest import ColumnEntry, InputSignature
 from dubito_models.package import ModelVersion, Repository
 from dubito_models.refused import Refused
@@ -93,14 +93,7 @@ def _only(path: Path, signature: Sequence[InputSignature]) -> InputSignature:
 def _read_csv(path: Path, signature: Sequence[InputSignature]) -> Arrays:
     """Read columns by the names in the first line where the version has names, else numbers, header or not."""
     entry = _only(path, signature)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidArgument("data", f"{path} ({error})", "a comma-separated table in UTF-8") from None
+    lines = read_lines(path)
     if lines and (entry.columns is not None or any(number_of(cell.strip()) is None for cell in lines[0][1])):
         header = [name.strip() for name in lines.pop(0)[1]]
     else:

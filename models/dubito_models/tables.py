@@ -12,7 +12,6 @@ as many categories as rows) is refused, with the advice to leave it out.
 
 from __future__ import annotations
 
-import csv
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from dubito_models.columns import NUMBER, TRUTH, Column, number_of, text_of
 from dubito_models.data.splits import SHARES, Splits, share_out, take
 from dubito_models.errors import InvalidArgument
+from dubito_models.files import read_lines
 from dubito_models.heads import Task
 
 RARE = 5  # categories of fewer rows share code 0
@@ -163,14 +163,7 @@ def _read(path: Path, target: str, drop: Sequence[str]) -> tuple[list[_Raw], lis
 
 
 def _read_csv(path: Path) -> _Columns:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidArgument("data", f"{path} ({error})", "a comma-separated table in UTF-8") from None
+    lines = read_lines(path)
     if not lines:
         raise InvalidArgument("data", f"{path}, which is empty", "a line of column names, and rows")
     names = [name.strip() for name in lines[0][1]]
