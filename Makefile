@@ -26,8 +26,9 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
+# A process for every core, one thread each; a file's tests stay together, as they share what they packed.
 unit: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
