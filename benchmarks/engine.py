@@ -51,11 +51,11 @@ from engine_networks import CASES, Case, choose_rows, train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dubito_models.engine import SamplingSpec
 from dubito_models.errors import AuditFailed, InvalidArgument
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification
+from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import Stopping, StoppingRule
 from dubito_models.thinning import Design
 

@@ -45,13 +45,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dubito_models.audit import ROUNDING, audit_rounding, difference
-from dubito_models.engine import Defaults, Engine, SamplingSpec, choose_default_draws
+from dubito_models.engine import Defaults, Engine, choose_default_draws
 from dubito_models.errors import AuditFailed
 from dubito_models.export import Exported, export_network, read_example
 from dubito_models.heads import Head
 from dubito_models.precision import Precision
 from dubito_models.predictive import Classification
 from dubito_models.program import StochasticProgram
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
 
 Array = NDArray[np.float64]

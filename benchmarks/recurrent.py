@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from dubito_models.engine import SamplingSpec
 from dubito_models.layers import VariationalGRU, VariationalLSTM
 from dubito_models.packing import pack
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 
 DRAWS, STEPS, FEATURES = 32, 20, 32

@@ -48,12 +48,13 @@ from torch import Tensor, nn
 from uci_table import print_table, summarise
 
 from dubito_models.calibration import fit_noise_variance
-from dubito_models.engine import Defaults, Engine, SamplingSpec
+from dubito_models.engine import Defaults, Engine
 from dubito_models.export import export_network, read_example
 from dubito_models.heads import Head
 from dubito_models.metrics import mixture_negative_log_likelihood, root_mean_squared_error
 from dubito_models.networks import MLP, BoundedLogVariance, Pipeline, Rescale, Standardize
 from dubito_models.program import StochasticProgram
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
 
 LENGTH_SCALE = 1e-2

@@ -122,6 +122,7 @@ class AsyncClient:
     predict = _awaited(calls.predict)
     predict_stream = _yielding(calls.predict_stream)
     evaluate = _awaited(calls.evaluate)
+    observe = _awaited(calls.observe)
     models = _awaited(calls.models)
     model = _awaited(calls.model)
     ready = _awaited(calls.ready)

@@ -54,6 +54,9 @@ class Answer:
     mutual_information: NDArray[np.float64] | None = None  # (B,): its epistemic part
     plain_mutual_information: NDArray[np.float64] | None = None  # (B,): without the correction of its bias
     standard_deviation: NDArray[np.float64] | None = None  # (B, K): of the probabilities, over draws
+    variation_ratio: NDArray[np.float64] | None = None  # (B,): share of draws not for the class that most are for
+    disagreement: NDArray[np.float64] | None = None  # (B,): how often two draws differ in their first class
+    margin: NDArray[np.float64] | None = None  # (B,): the highest probability less the second highest
     prediction_set: NDArray[np.bool_] | None = None  # (B, K): the classes at the asked coverage
 
     mean: NDArray[np.float64] | None = None  # (B, K): predictive mean
@@ -63,6 +66,7 @@ class Answer:
     interval: NDArray[np.float64] | None = None  # (B, K, 2): central, at `interval_level`
     interval_level: float | None = None
     quantiles: NDArray[np.float64] | None = None  # (B, K, Q): in the order asked
+    prediction_interval: NDArray[np.float64] | None = None  # (B, K, 2): at the asked coverage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -86,6 +90,11 @@ class Prediction(Answer):
     timings: Timings | None
     raw_draws: NDArray[np.float64] | None  # (S, B, K): every draw's prediction, where asked; NaN after a row's last
     joint_covariance: NDArray[np.float64] | None  # (B, B, K): of the predictions between rows, where asked
+    coverage: float | None  # of the prediction sets or intervals, as asked
+    served_coverage: float | None = None  # at which they were made: in a stream from 0 (nothing) to 1 (everything)
+    prediction_id: str | None = None  # with the receipt, what `observe` takes; None where no labels are taken back
+    receipt: bytes | None = None
+    abstain: NDArray[np.bool_] | None  # (B,): too uncertain for the calibrated risk; None where there is none
     uncalibrated: Answer | None  # where asked
     final: bool  # False: a better answer follows in the stream
 
@@ -147,6 +156,68 @@ class Evaluation:
         return f"<Evaluation of {self.model} version {self.version}: {task}, output {self.output.shape}>"
 
 
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream asks of conformal prediction now, and what came of it."""
+
+    stream: str
+    coverage: float  # wanted in the long run
+    served_coverage: float  # of the next answer
+    labels: int
+    covered: float | None  # share of them; None before the first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """What came of labels that were brought back."""
+
+    rows: int
+    duplicate: bool  # they had come before; nothing was changed
+    covered: NDArray[np.bool_] | None  # (B,), of a regression (B, K): whether the set or interval held the label
+    stream: StreamState | None  # after these labels
+
+
+@dataclass(frozen=True, slots=True)
+class Banded:
+    """A number and its band of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftState:
+    """A test of whether what is observed is still exchangeable with its reference."""
+
+    of: str  # "conformal_score" or "epistemic_uncertainty"
+    reference_rows: int  # 0 while they are gathered
+    rows: int
+    evidence: float  # decimal logarithm of the odds against exchangeability
+    false_alarm: float  # probability of any false alarm
+    alarm: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What the newest labels say of a version under one calibration; None where they do not tell."""
+
+    calibration_id: str | None
+    rows: int
+    first_seconds: float  # since 1970
+    last_seconds: float
+    negative_log_likelihood: Banded | None
+    accuracy: Banded | None
+    brier_score: Banded | None
+    expected_calibration_error: Banded | None
+    root_mean_squared_error: Banded | None
+    coverage: Banded | None  # of the rows at a coverage and of no stream
+    served_coverage: float | None  # of these, on average
+    covered_rows: int  # how many these are
+    drift: tuple[DriftState, ...]
+    streams: tuple[StreamState, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
     """One version that a server holds, or failed to load."""
@@ -193,6 +264,17 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Selective:
+    """From which uncertainty on a version abstains, so that of accepted rows at most `risk` are wrong."""
+
+    quantity: str
+    threshold: float  # accepted up to it
+    risk: float
+    confidence: float  # with which that holds
+    accepted: float  # share of the calibration rows
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What the answers of a version are calibrated with."""
 
@@ -204,6 +286,12 @@ class Calibration:
     design: str
     rows: int
     data_fingerprint: str
+    stopping: str  # the rule by which its draws ended
+    estimator: str
+    conformal: str | None  # the method of prediction sets or intervals
+    condition: str | None  # within what their coverage holds: "none", "class" or "group"
+    score_rows: int  # that these were fitted to
+    selective: Selective | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,3 +313,4 @@ class ModelInfo(ModelStatus):
     checksums: dict[str, str]
     max_rows: int
     max_draws: int
+    observed: tuple[Observed, ...] = ()  # by calibration, the one in use first

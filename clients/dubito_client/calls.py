@@ -17,11 +17,21 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any, SupportsIndex, TypedDict, TypeVar, Unpack
 
+import numpy as np
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from dubito_client.answers import Design, Estimator, Evaluation, MaskScope, ModelInfo, ModelStatus, Prediction
+from dubito_client.answers import (
+    Design,
+    Estimator,
+    Evaluation,
+    MaskScope,
+    ModelInfo,
+    ModelStatus,
+    Observation,
+    Prediction,
+)
 from dubito_client.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -33,7 +43,14 @@ from dubito_client.errors import (
     refused,
 )
 from dubito_client.inputs import Inputs, named_arrays
-from dubito_client.replies import parse, read_evaluation, read_model, read_models, read_prediction
+from dubito_client.replies import (
+    parse,
+    read_evaluation,
+    read_model,
+    read_models,
+    read_observation,
+    read_prediction,
+)
 from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Next, Open, Pause, Session, Steps, Stream
 from dubito_client.stopping import Stopping
 from dubito_protos import tensors
@@ -57,6 +74,7 @@ _ESTIMATORS: dict[str | None, pb.Estimator] = {
     "linearized": pb.ESTIMATOR_LINEARIZED,
 }
 _RULES: dict[str | None, pb.StoppingRule] = {
+    "none": pb.STOPPING_RULE_NONE,
     "tolerance": pb.STOPPING_RULE_TOLERANCE,
     "decision": pb.STOPPING_RULE_DECISION,
     "threshold": pb.STOPPING_RULE_THRESHOLD,
@@ -89,6 +107,7 @@ def predict(
     stopping: Stopping | None = None,
     tolerance: float | None = None,
     coverage: float | None = None,
+    stream: str = "",
     mask_scope: MaskScope | None = None,
     estimator: Estimator | None = None,
     timeout: float | None = None,
@@ -99,9 +118,12 @@ def predict(
     `inputs`: an array of rows for a model of one input, else a mapping from names to arrays; lists do, and values are
     converted to the declared types where those can hold them. A model of tables takes columns by name too, with texts
     for categories: a mapping, a list of mappings, a data frame. What is left out takes the model's own default:
-    `version` the newest, `draws` (at most so many) and `seed`, `design` those it was packed with.
+    `version` the newest, `draws` (at most so many), `stopping` and `estimator` those it was calibrated with, `seed` and
+    `design` those it was packed with.
     `stopping`: a rule by which each row may take fewer draws (`Stopping`); `tolerance` is short for that of the mean.
-    `coverage`: of prediction sets, `interval_level`: of intervals, `quantiles`: of regression; each in (0, 1).
+    `coverage`: of conformal prediction sets or intervals; `interval_level` and `quantiles`: of the predictive
+    distribution of a regression; each in (0, 1). `stream`: a name under which the labels come back that adapt the
+    coverage which is served to the one asked (`observe`).
     `raw_draws`: the prediction of every draw too; `joint`: the covariance of the predictions between rows.
     `mask_scope`: "draw", one thinned network for all rows, or "row", masks of its own for each row.
     `estimator`: "plain", or "linearized": corrected by linear logits, where the model's calibration allows it.
@@ -123,6 +145,7 @@ def predict(
         joint=joint,
         uncalibrated=uncalibrated,
         coverage=coverage,
+        stream=stream,
         mask_scope=mask_scope,
         estimator=estimator,
         id=id,
@@ -148,6 +171,7 @@ class Asked(TypedDict, total=False):
     stopping: Stopping | None
     tolerance: float | None
     coverage: float | None
+    stream: str
     mask_scope: MaskScope | None
     estimator: Estimator | None
     id: str
@@ -201,6 +225,7 @@ def _prediction_request(
     stopping: Stopping | None = None,
     tolerance: float | None = None,
     coverage: float | None = None,
+    stream: str = "",
     mask_scope: MaskScope | None = None,
     estimator: Estimator | None = None,
     id: str = "",  # noqa: A002 - the wire's own name
@@ -226,14 +251,16 @@ def _prediction_request(
             raw_draws=bool(raw_draws),
             joint=bool(joint),
         ),
-        output=pb.OutputSpec(coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated)),
+        output=pb.OutputSpec(
+            coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated), stream=_text("stream", stream)
+        ),
         id=_text("id", id),
     )
 
 
 def _stopping(rule: Stopping) -> pb.Stopping:
     if not isinstance(rule, Stopping):
-        raise refused("stopping", repr(rule), "Stopping.tolerance(...), .decision(...) or .threshold(...)")
+        raise refused("stopping", repr(rule), "Stopping.tolerance(...), .decision(...), .threshold(...) or .none()")
     return pb.Stopping(
         rule=_choice("stopping.rule", rule.rule, _RULES),
         quantity=_choice("stopping.quantity", rule.quantity, _QUANTITIES),
@@ -262,6 +289,37 @@ def evaluate(
     evaluation = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Evaluate", request, inputs, read_evaluation)
     _forget_stale(session, model, version, evaluation.version)
     return evaluation
+
+
+def observe(
+    session: Session,
+    prediction: Prediction | str,
+    label: ArrayLike,
+    *,
+    receipt: bytes | None = None,
+    stream: str = "",
+    timeout: float | None = None,
+) -> Steps[Observation]:
+    """Bring the labels of an earlier prediction back: each prediction counts once, however often they come.
+
+    `prediction`: the prediction itself, or its id, with its `receipt`. `label`: class numbers (B,), or of a regression
+    numbers (B, K), one for every row. Other labels than before are refused with `InvalidArgument`; a server that keeps
+    no observations raises `NotImplementedByServer`.
+    """
+    deadline = session.deadline(timeout)
+    number, bought = (
+        (prediction.prediction_id, prediction.receipt) if isinstance(prediction, Prediction) else (prediction, receipt)
+    )
+    if not number or not bought:
+        raise refused("receipt", "nothing", "a prediction with a receipt, of a server that keeps observations")
+    try:
+        encoded = tensors.encode(np.asarray(label))
+    except (tensors.TensorError, ValueError) as error:
+        raise refused("label", error, "an array of numbers") from error
+    request = pb.ObserveRequest(
+        prediction_id=_text("prediction", number), receipt=bought, label=encoded, stream=_text("stream", stream)
+    )
+    return read_observation((yield from _ask(session, deadline, f"/{UNCERTAINTY}/Observe", request)))
 
 
 def models(session: Session, *, timeout: float | None = None) -> Steps[tuple[ModelStatus, ...]]:

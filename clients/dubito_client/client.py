@@ -119,6 +119,7 @@ class Client:
     predict = _blocking(calls.predict)
     predict_stream = _yielding(calls.predict_stream)
     evaluate = _blocking(calls.evaluate)
+    observe = _blocking(calls.observe)
     models = _blocking(calls.models)
     model = _blocking(calls.model)
     ready = _blocking(calls.ready)

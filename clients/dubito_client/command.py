@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -15,6 +16,7 @@ from dubito_client.client import Client
 from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
 from dubito_client.files import read_arrays, read_table
 from dubito_client.inputs import Inputs, fit_rows
+from dubito_client.receipts import append_receipt, read_labels, read_receipts, summary
 from dubito_client.stopping import Quantity, Rule, Stopping
 
 SHOWN_LINES = 50
@@ -22,13 +24,16 @@ SHOWN_LINES = 50
 _GROUP = "dubito.commands"
 # Said here because help must list a command without importing it: training alone imports torch.
 _CAPTIONS = {
+    "calibrate": "Calibrate a packaged model on labelled rows.",
+    "evaluate": "Score a packaged model on labelled rows, and report.",
     "bench": "Measure what a packaged model costs here, and how many draws it needs.",
     "models": "List the models that a server holds.",
+    "observe": "Bring the labels of earlier predictions back to a server.",
     "predict": "Predict the rows of a file, and say how far to trust it.",
     "serve": "Serve a repository of packaged models over gRPC.",
     "train": "Train, calibrate and package a model from a recipe.",
 }
-_EXTRAS = {"bench": "models", "serve": "server", "train": "train"}
+_EXTRAS = {"bench": "models", "calibrate": "models", "evaluate": "train", "serve": "server", "train": "train"}
 
 
 class Failure(click.ClickException):
@@ -106,6 +111,7 @@ class _Asked:
     masks_by: MaskScope | None
     estimator: Estimator | None
     coverage: float | None
+    stream: str
     interval_level: float | None
 
 
@@ -119,9 +125,9 @@ class _Asked:
 @click.option("--draws", type=int, help="At most so many; the model's own number by default.")
 @click.option(
     "--stop",
-    type=click.Choice(["tolerance", "decision", "threshold"]),
-    help="When a row has draws enough: its standard error is at most --target; its class is settled; it is settled "
-    "above or below --target.",
+    type=click.Choice(["none", "tolerance", "decision", "threshold"]),
+    help="When a row has draws enough: only with all; its standard error is at most --target; its class is settled; it "
+    "is settled above or below --target. As calibrated by default.",
 )
 @click.option("--target", type=float, help="Of --stop tolerance (which it implies) and threshold.")
 @click.option(
@@ -140,16 +146,21 @@ class _Asked:
 @click.option(
     "--estimator",
     type=click.Choice(["plain", "linearized"]),
-    help="Mean over draws, or corrected by linear logits: for accuracy beyond hundreds of draws.  [default: plain]",
+    help="Mean over draws, or corrected by linear logits: for accuracy beyond hundreds of draws. As calibrated by "
+    "default.",
 )
-@click.option("--coverage", type=float, help="Of prediction sets (classification), in (0, 1).")
-@click.option("--interval-level", type=float, help="Of intervals (regression), in (0, 1).")
+@click.option("--coverage", type=float, help="Of prediction sets or intervals, in (0, 1).")
+@click.option("--stream", default="", help="Name under which labels come back and adapt --coverage.")
+@click.option("--interval-level", type=float, help="Of the predictive distribution's interval (regression), in (0, 1).")
 @click.option("--standard", is_flag=True, help="The standard path: dropout off, one pass.")
 @_json
 @click.option("--all", "show_all", is_flag=True, help=f"Show every row, not the first {SHOWN_LINES}.")
 @_timeout
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write the whole answer to a file too: .json, or .npz for arrays."
+)
+@click.option(
+    "--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Add what dubito observe needs to a file."
 )
 def predict(
     model: str,
@@ -161,20 +172,63 @@ def predict(
     show_all: bool,
     timeout: float,
     output: Path | None,
+    receipt: Path | None,
     **asked: Any,
 ) -> None:
     """Predict the rows of a file with MODEL, and say how far to trust it."""
     try:
+        if receipt is not None and standard:
+            raise refused("receipt", receipt, "this without --standard, of which no labels are taken back")
         if output is not None and output.suffix not in (".json", ".npz"):
             raise refused("output", output.name, "a file that ends in .json or .npz")
         with Client(server, timeout=timeout) as client:
             info = client.model(model, version=version)
             answer = _answer(client, info, _rows(source, info), None if standard else _Asked(**asked))
+        if receipt is not None and isinstance(answer, Prediction):
+            append_receipt(receipt, answer)
     except DubitoClientError as error:
         raise _failure(error) from error
     if output is not None:
         _write(answer, info, output)
     _show(answer, info, as_json, None if show_all else SHOWN_LINES)
+
+
+@click.command()
+@click.argument("receipts", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--labels",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A label for every row of every prediction, in their order: .npy, .npz, .csv, .parquet or .json.",
+)
+@_server
+@_json
+@_timeout
+def observe(receipts: Path, source: Path, server: str, as_json: bool, timeout: float) -> None:
+    """Bring the labels of the predictions in RECEIPTS back, a file that predict --receipt wrote.
+
+    Labels count once: where this was interrupted, call it again.
+    """
+    try:
+        kept = read_receipts(receipts)
+        labels = read_labels(source, sum(each.rows for each in kept))
+        with Client(server, timeout=timeout) as client:
+            parts = np.split(labels, np.cumsum([each.rows for each in kept])[:-1])
+            came = [
+                client.observe(each.prediction_id, part, receipt=each.receipt)
+                for each, part in zip(kept, parts, strict=True)
+            ]
+    except DubitoClientError as error:
+        raise _failure(error) from error
+    said = summary(came)
+    if as_json:
+        click.echo(json.dumps(said))
+        return
+    repeats = f", {said['duplicates']} of which had brought theirs before" if said["duplicates"] else ""
+    click.echo(f"{said['rows']} labels of {len(came)} predictions{repeats}")
+    if said["covered"] is not None:
+        click.echo(f"{said['covered']:.1%} of them were covered")
 
 
 @click.command()
@@ -213,6 +267,7 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
         mask_scope=asked.masks_by,
         estimator=asked.estimator,
         coverage=asked.coverage,
+        stream=asked.stream,
         interval_level=asked.interval_level,
     )
 

@@ -73,7 +73,7 @@ class NotFound(DubitoClientError):
 
 
 class NotImplementedByServer(DubitoClientError):
-    """The server does not do this (yet)."""
+    """The server does not do this (yet), or is not set up to."""
 
 
 class Overloaded(DubitoClientError):
@@ -115,8 +115,10 @@ class ProtocolError(DubitoClientError):
 _KINDS: dict[grpc.StatusCode, type[DubitoClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
+    grpc.StatusCode.ALREADY_EXISTS: InvalidArgument,  # other labels of a prediction came before
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNIMPLEMENTED: NotImplementedByServer,
+    grpc.StatusCode.FAILED_PRECONDITION: NotImplementedByServer,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
     grpc.StatusCode.PERMISSION_DENIED: AccessDenied,

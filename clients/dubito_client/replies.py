@@ -11,14 +11,20 @@ from numpy.typing import NDArray
 
 from dubito_client.answers import (
     Answer,
+    Banded,
     Calibration,
     Column,
+    DriftState,
     Evaluation,
     InputSignature,
     ModelInfo,
     ModelStatus,
+    Observation,
+    Observed,
     Prediction,
+    Selective,
     Site,
+    StreamState,
     Timings,
     Validity,
 )
@@ -37,6 +43,9 @@ _ARRAYS: dict[str, tuple[int, type[np.generic]]] = {
     "mutual_information": (1, np.float64),
     "plain_mutual_information": (1, np.float64),
     "standard_deviation": (2, np.float64),
+    "variation_ratio": (1, np.float64),
+    "disagreement": (1, np.float64),
+    "margin": (1, np.float64),
     "prediction_set": (2, np.bool_),
     "mean": (2, np.float64),
     "total_variance": (2, np.float64),
@@ -44,6 +53,8 @@ _ARRAYS: dict[str, tuple[int, type[np.generic]]] = {
     "aleatoric_variance": (2, np.float64),
     "interval": (3, np.float64),
     "quantiles": (3, np.float64),
+    "prediction_interval": (3, np.float64),
+    "abstain": (1, np.bool_),
     "draws": (1, np.int64),
     "standard_error": (2, np.float64),
     "raw_draws": (3, np.float64),
@@ -95,6 +106,11 @@ def read_prediction(payload: bytes) -> Prediction:
         timings=_timings(reply),
         raw_draws=_array(reply, "raw_draws", rows, axis=1),
         joint_covariance=_array(reply, "joint_covariance", rows),
+        coverage=reply.coverage if reply.HasField("coverage") else None,
+        served_coverage=reply.served_coverage if reply.HasField("served_coverage") else None,
+        prediction_id=reply.prediction_id or None,
+        receipt=reply.receipt or None,
+        abstain=_array(reply, "abstain", rows),
         final=reply.final,
         uncalibrated=Answer(**_answer(getattr(reply, uncalibrated), rows)) if uncalibrated else None,
     )
@@ -141,7 +157,48 @@ def read_model(payload: bytes) -> ModelInfo:
         checksums=dict(reply.checksums),
         max_rows=reply.max_rows,
         max_draws=reply.max_draws,
+        observed=tuple(_observed(one) for one in reply.observed),
     )
+
+
+def read_observation(payload: bytes) -> Observation:
+    """Read an `ObserveResponse`."""
+    reply = parse(pb.ObserveResponse, payload)
+    covered = _decode("covered", reply.covered) if reply.HasField("covered") else None
+    if covered is not None and (covered.dtype != np.bool_ or covered.shape[:1] != (reply.rows,)):
+        raise ProtocolError(f"the reply's covered is {covered.dtype.name} of shape {covered.shape}")
+    stream = _stream(reply.stream) if reply.HasField("stream") else None
+    return Observation(reply.rows, reply.duplicate, covered, stream)
+
+
+def _stream(state: pb.StreamState) -> StreamState:
+    covered = state.covered if state.HasField("covered") else None
+    return StreamState(state.stream, state.coverage, state.served_coverage, state.labels, covered)
+
+
+def _observed(found: pb.Observed) -> Observed:
+    names = [
+        "negative_log_likelihood", "accuracy", "brier_score", "expected_calibration_error", "root_mean_squared_error",
+        "coverage",
+    ]  # fmt: skip
+    return Observed(
+        calibration_id=found.calibration_id or None,
+        rows=found.rows,
+        first_seconds=found.first_seconds,
+        last_seconds=found.last_seconds,
+        served_coverage=found.served_coverage if found.HasField("served_coverage") else None,
+        covered_rows=found.covered_rows,
+        drift=tuple(
+            DriftState(test.of, test.reference_rows, test.rows, test.evidence, test.false_alarm, test.alarm)
+            for test in found.drift
+        ),
+        streams=tuple(_stream(state) for state in found.streams),
+        **{name: _banded(getattr(found, name)) if found.HasField(name) else None for name in names},
+    )
+
+
+def _banded(found: pb.Banded) -> Banded:
+    return Banded(found.value, found.low, found.high)
 
 
 def _answer(message: pb.Classification | pb.Regression, rows: int) -> dict[str, Any]:
@@ -232,4 +289,14 @@ def _calibration(info: pb.CalibrationInfo) -> Calibration:
         design=_word(pb.Design.DESCRIPTOR, info.design),
         rows=info.rows,
         data_fingerprint=info.data_fingerprint,
+        stopping=_word(pb.StoppingRule.DESCRIPTOR, info.stopping.rule),
+        estimator=_word(pb.Estimator.DESCRIPTOR, info.estimator),
+        conformal=info.conformal or None,
+        condition=info.condition or None,
+        score_rows=info.score_rows,
+        selective=_selective(info.selective) if info.HasField("selective") else None,
     )
+
+
+def _selective(found: pb.Selective) -> Selective:
+    return Selective(found.quantity, found.threshold, found.risk, found.confidence, found.accepted)

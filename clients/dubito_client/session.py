@@ -21,8 +21,8 @@ T = TypeVar("T")
 UNCERTAINTY = pb.DESCRIPTOR.services_by_name["UncertaintyService"].full_name
 MODELS = pb.DESCRIPTOR.services_by_name["ModelService"].full_name
 
-# Pure questions: asking twice does no harm. Loading, unloading and observing are never repeated.
-_REPEATABLE = {UNCERTAINTY: ("Predict", "Evaluate"), MODELS: ("ListModels", "GetModel")}
+# Asking twice does no harm: questions, and labels, which count once. Loading and unloading are never repeated.
+_REPEATABLE = {UNCERTAINTY: ("Predict", "Evaluate", "Observe"), MODELS: ("ListModels", "GetModel")}
 MAX_RETRIES = 4  # gRPC makes at most five attempts
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rule = Literal["tolerance", "decision", "threshold"]
+Rule = Literal["none", "tolerance", "decision", "threshold"]
 Quantity = Literal["mean", "predictive_entropy", "mutual_information"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A stopping rule, of each row; made by `tolerance`, `decision` or `threshold`."""
+    """A stopping rule, of each row; made by `tolerance`, `decision`, `threshold` or `none`."""
 
     rule: Rule
     quantity: Quantity | None = None
     target: float | None = None
     level: float | None = None
+
+    @classmethod
+    def none(cls) -> Stopping:
+        """Take all draws, by whatever rule the model was calibrated."""
+        return cls("none")
 
     @classmethod
     def tolerance(cls, error: float, of: Quantity = "mean") -> Stopping:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ def models_columns(models: Sequence[ModelStatus]) -> list[Column]:
 
 
 def document(answer: object, **more: object) -> str:
-    """Return one JSON document: arrays as lists, what is absent as null, NaN and infinities as their names."""
+    """Return one JSON document: arrays as lists, bytes in base64, what is absent as null, others by their names."""
     content = _jsonable(answer)
     return json.dumps({**content, **more} if more else content, allow_nan=False)
 
@@ -143,7 +144,15 @@ def _classification(
             cells = [ABSENT] * len(labels) if values is None else [f"{value:.4f}" for value in values[:limit]]
             columns.append(Column(head, cells))
         columns.append(Column("draws", [str(n) for n in answer.draws[:limit]]))
+        columns += _abstained(answer, range(len(labels)))
     return columns
+
+
+def _abstained(answer: Prediction, rows: Iterable[int]) -> list[Column]:
+    """Say of each of these rows whether its answer should not be relied on; nothing where that was not calibrated."""
+    if answer.abstain is None:
+        return []
+    return [Column("abstain", ["yes" if answer.abstain[row] else "" for row in rows], "words")]
 
 
 def _regression(answer: Prediction | Evaluation, mean: NDArray[np.float64], limit: int | None) -> list[Column]:
@@ -160,12 +169,20 @@ def _regression(answer: Prediction | Evaluation, mean: NDArray[np.float64], limi
             ("standard\ndeviation", _root(answer.total_variance)),
             (f"lower{level}", None if bounds is None else bounds[:, :, 0]),
             (f"upper{level}", None if bounds is None else bounds[:, :, 1]),
-            ("epistemic\nst. dev.", _root(answer.epistemic_variance)),
         ]
+        bounds, level = answer.prediction_interval, "" if answer.coverage is None else f"{100 * answer.coverage:g} %"
+        if bounds is not None:
+            measures += [
+                (f"conformal\nlower {level}", bounds[:, :, 0]),
+                (f"conformal\nupper {level}", bounds[:, :, 1]),
+            ]
+        measures.append(("epistemic\nst. dev.", _root(answer.epistemic_variance)))
     measures.append(("aleatoric\nst. dev.", _root(answer.aleatoric_variance)))
     for head, values in measures:
         cells = [ABSENT] * len(lines) if values is None else _figures(values.reshape(-1)[:limit])
         columns.append(Column(head, cells))
+    if isinstance(answer, Prediction):
+        columns += _abstained(answer, [line // K for line in lines])
     return columns
 
 
@@ -200,6 +217,8 @@ def _root(variance: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
 def _jsonable(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, np.ndarray):
         return _jsonable(value.tolist())
     if isinstance(value, (list, tuple)):

@@ -3,155 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dubito_models.advising import document, recommend
 from dubito_models.benching import Bench, Drawing, Needs, measure
-from dubito_models.columns import number_of, text_of
 from dubito_models.errors import DubitoError, InvalidArgument
-from dubito_models.files import read_lines
-from dubito_models.manifest import ColumnEntry, InputSignature
 from dubito_models.package import ModelVersion, Repository
 from dubito_models.refused import Refused
+from dubito_models.rows import Arrays, read_rows
 from dubito_models.thinning import Design
 
 MOST = 10_000  # rows and draws of a request, as a server takes them
-
-Arrays = dict[str, NDArray[Any]]
-
-
-# --- Rows of one's own ---
-
-
-def read_rows(path: Path, signature: Sequence[InputSignature]) -> Arrays:
-    """Read a version's inputs by name from .npz, .npy or .csv, in their declared shapes and types where these fit.
-
-    Of an archive, the arrays with the inputs' names, or its only one; of a table, the columns that the version knows.
-    What does not fit comes as it is, for `read_inputs` to refuse.
-    """
-    readers: Mapping[str, Callable[[Path, Sequence[InputSignature]], Arrays]] = {
-        ".npz": _read_npz,
-        ".npy": _read_npy,
-        ".csv": _read_csv,
-    }
-    if path.suffix.lower() not in readers:
-        raise InvalidArgument("data", path, f"a file that ends in {', '.join(readers)}")
-    try:
-        arrays = readers[path.suffix.lower()](path, signature)
-    except OSError as error:
-        raise InvalidArgument("data", f"{path} ({error.strerror or error})", "a file that can be read") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InvalidArgument("data", f"{path} ({error})", "arrays as numpy saves them, without pickles") from None
-    return {entry.name: _fit(arrays[entry.name], entry) for entry in signature}
-
-
-def _read_npz(path: Path, signature: Sequence[InputSignature]) -> Arrays:
-    names = [entry.name for entry in signature]
-    with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise InvalidArgument("data", f"{path}, which holds a single array", "an archive, as numpy.savez writes it")
-        if all(name in loaded.files for name in names):
-            return {name: loaded[name] for name in names}
-        if len(names) == len(loaded.files) == 1:
-            return {names[0]: loaded[loaded.files[0]]}
-        given = f"{path} with arrays named {', '.join(loaded.files) or 'nothing'}"
-        raise InvalidArgument("data", given, f"arrays named {', '.join(names)}")
-
-
-def _read_npy(path: Path, signature: Sequence[InputSignature]) -> Arrays:
-    name = _only(path, signature).name
-    with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            raise InvalidArgument("data", f"{path}, which holds an archive", "an array, as numpy.save writes it")
-        return {name: loaded}
-
-
-def _only(path: Path, signature: Sequence[InputSignature]) -> InputSignature:
-    if len(signature) > 1:
-        names = ", ".join(entry.name for entry in signature)
-        raise InvalidArgument("data", path, f"an .npz file with arrays named {names}")
-    return signature[0]
-
-
-def _read_csv(path: Path, signature: Sequence[InputSignature]) -> Arrays:
-    """Read columns by the names in the first line where the version has names, else numbers, header or not."""
-    entry = _only(path, signature)
-    lines = read_lines(path)
-    if lines and (entry.columns is not None or any(number_of(cell.strip()) is None for cell in lines[0][1])):
-        header = [name.strip() for name in lines.pop(0)[1]]
-    else:
-        header = [""] * len(lines[0][1]) if lines else []
-    if not lines:
-        raise InvalidArgument("data", f"{path} without a row", "at least one row")
-    for number, cells in lines:
-        if len(cells) != len(header):
-            raise InvalidArgument("data", f"{path} with {len(cells)} cells in line {number}", f"{len(header)}")
-    if entry.columns is None:
-        return {entry.name: np.array([[_number(cell, f"line {n}") for cell in cells] for n, cells in lines])}
-    for column in entry.columns:
-        if column.name not in header:
-            raise InvalidArgument("data", f"{path} without a column {column.name!r}", f"columns {_names(entry)}")
-    columns = [
-        [_encode(cells[header.index(column.name)], column, number) for number, cells in lines]
-        for column in entry.columns
-    ]
-    return {entry.name: np.array(columns).T}
-
-
-def _names(entry: InputSignature) -> str:
-    names = [column.name for column in entry.columns or ()]
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-def _number(cell: str, where: str) -> float:
-    number = number_of(cell.strip())
-    if number is None:
-        raise InvalidArgument("data", f"{cell!r} in {where}", "numbers")
-    return number
-
-
-def _encode(cell: str, column: ColumnEntry, line: int) -> float:
-    """Return the number of a cell: a category's code, 0 for one that training has not seen, NaN for a missing value."""
-    if column.kind == "number":
-        return _number(cell, f"column {column.name!r}, line {line}")
-    text = text_of(cell)
-    if text is None:
-        return math.nan if column.allow_nan else 0.0
-    return float(column.categories.index(text) + 1) if text in column.categories else 0.0
-
-
-def _fit(array: NDArray[Any], entry: InputSignature) -> NDArray[Any]:
-    """Give rows their declared shape where their numbers fill it, and their declared type where that loses nothing.
-
-    Floats may be rounded.
-    """
-    row = entry.shape[1:]
-    sizes = [size for size in row if size is not None]
-    if array.ndim and len(sizes) == len(row) and math.prod(array.shape[1:]) == math.prod(sizes):
-        array = array.reshape(len(array), *sizes)
-    if array.dtype.kind not in "biuf":
-        return array
-    with np.errstate(invalid="ignore", over="ignore"):
-        converted = array.astype(entry.dtype)
-    rounds = converted.dtype.kind == "f"
-    return converted if rounds or np.array_equal(converted, array) else array
 
 
 # --- Tables ---
@@ -317,7 +187,7 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tu
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Rows of your own, .npz, .npy or .csv: the draws needed are told from them.",
+    help="Rows of your own, .npz, .npy, .csv or .parquet: the draws needed are told from them.",
 )
 @click.option("--rows", default="1,8,32", show_default=True, callback=_counts, help="Of a request.")
 @click.option("--draws", default="16,64,256", show_default=True, callback=_counts, help="Rounded up to whole groups.")

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dubito_models.engine import SamplingSpec
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion, make_rows
 from dubito_models.predictive import Array, Classification, Predictive, Regression
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 
 TARGETS: Mapping[Task, tuple[float, ...]] = {

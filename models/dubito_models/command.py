@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dubito_models.calibrating import CalibrationSpec
+from dubito_models.calibration.describing import describe
 from dubito_models.data import Splits
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.manifest import NAME
@@ -165,10 +167,7 @@ def _describe(version: ModelVersion, chosen: Candidate, notes: Sequence[str]) ->
         deviations = ", ".join(f"{math.sqrt(value):.4g}" for value in version.manifest.noise_variance)
         lines.append(f"noise deviation {deviations}: 1 / sqrt(tau), fitted to the validation rows")
     if version.calibration is not None:
-        named = ", ".join(
-            f"{name.replace('_', ' ')} {value:.3f}" for name, value in version.calibration.parameters.items()
-        )
-        lines.append(f"calibration: {named or 'none, because none improved the likelihood'}")
+        lines.extend(f"calibration, {name}: {said}" for name, said in describe(version.calibration).items())
     lines.extend(f"warning: {warning}" for warning in version.manifest.warnings)
     lines.extend(f"advice: {advice}" for advice in advise(version, chosen))
     lines.append(f"version {version.version} of {version.name}: {version.folder}")
@@ -251,7 +250,8 @@ def train(
             noise_variance=best.noise_variance,
         )
         if calibration:
-            version.calibrate(data.calibration.inputs, data.calibration.targets, overlap=data.overlap)
+            spec = CalibrationSpec(overlap=data.overlap)
+            version.calibrate(data.calibration.inputs, data.calibration.targets, spec)
         scores = score_paths(version, data.test)
     except (DubitoError, OSError) as error:
         raise Refused(error) from error

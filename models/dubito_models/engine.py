@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 import torch
@@ -43,109 +42,16 @@ from dubito_models.predictive import (
 )
 from dubito_models.program import Boundary, StochasticProgram
 from dubito_models.refining import Refiner
+from dubito_models.sampling import Estimator, Plan, SamplingSpec
 from dubito_models.sites import SiteKind
-from dubito_models.stopping import (
-    ALL_DRAWS,
-    Stopping,
-    StoppingRule,
-    count_looks,
-    next_look,
-    settled,
-)
+from dubito_models.stopping import ALL_DRAWS, StoppingRule, count_looks, next_look, settled
 from dubito_models.thinning import Design, Masks, MaskScope
 
-MAX_SEED = 2**64 - 1
 PASS_BYTES = 64 << 20  # of the largest value of a pass, at most, where nobody says otherwise
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
 _USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
 _FEW_DRAWS = 64  # that may ride one pass, whatever their number
 _ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
-
-
-class Estimator(StrEnum):
-    """How draws become an answer: their mean, or their mean corrected by linear logits (see `linearized`)."""
-
-    PLAIN = "plain"
-    LINEARIZED = "linearized"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingSpec:
-    """What a caller asks of the draws; None stands for the version's own default."""
-
-    max_draws: int | None = None
-    min_draws: int | None = None
-    seed: int | None = None
-    design: Design | None = None
-    scope: MaskScope = MaskScope.DRAW
-    stopping: Stopping = ALL_DRAWS
-    estimator: Estimator = Estimator.PLAIN
-    interval_level: float = 0.9
-    quantiles: tuple[float, ...] = ()
-    raw_draws: bool = False
-    joint: bool = False
-    uncalibrated: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_draws is not None and self.max_draws < 1:
-            raise InvalidArgument("max_draws", self.max_draws, "at least 1; absent for the version's default")
-        if self.min_draws is not None and self.min_draws < 1:
-            raise InvalidArgument("min_draws", self.min_draws, "at least 1")
-        if self.max_draws is not None and self.min_draws is not None and self.min_draws > self.max_draws:
-            raise InvalidArgument("min_draws", self.min_draws, f"at most max_draws, {self.max_draws}")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidArgument("seed", self.seed, f"0..{MAX_SEED}")
-        if self.design is Design.MIXED:
-            raise InvalidArgument("design", self.design, "balanced or independent")
-        if self.joint and self.stops:
-            raise InvalidArgument(
-                "joint", "true with a stopping rule", "a fixed number of draws, the same for all rows"
-            )
-        if self.joint and self.scope is MaskScope.ROW:
-            raise InvalidArgument(
-                "joint", "true with masks of its own for each row", "mask_scope draw: rows move together"
-            )
-        for name, levels in (("interval_level", (self.interval_level,)), ("quantiles", self.quantiles)):
-            for level in levels:
-                if not 0.0 < level < 1.0:
-                    raise InvalidArgument(name, level, "between 0 and 1, both excluded")
-
-    @property
-    def stops(self) -> bool:
-        """Whether rows may end before max_draws."""
-        return self.stopping.rule is not StoppingRule.NONE
-
-    @property
-    def keeps_draws(self) -> bool:
-        """Whether every draw of a classification is needed until the end, beside the moments."""
-        return self.raw_draws or self.joint or self.stops or self.estimator is Estimator.LINEARIZED
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A specification with nothing left open: what a run does."""
-
-    max_draws: int
-    min_draws: int
-    seed: int
-    design: Design
-    group_size: int
-    spec: SamplingSpec
-
-    @property
-    def thinning(self) -> tuple[int, Design, MaskScope]:
-        """What, with a draw's number, fixes all masks."""
-        return self.seed, self.design, self.spec.scope
-
-    @property
-    def first_look(self) -> int:
-        """After how many groups a rule may look first."""
-        return max(self.spec.stopping.least_groups, -(-self.min_draws // self.group_size))
-
-    def look_after(self, draws: int) -> int:
-        """Return after how many draws a rule, or whoever watches, looks next, so many having been made."""
-        looks = next_look(max(draws // self.group_size, self.first_look - 1))
-        return min(self.max_draws, looks * self.group_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +63,7 @@ class Part:
     moments: Moments
     plain: Moments | None  # without calibration, where asked for
     reason: StopReason
+    groups: NDArray[np.int64] | None = None  # (B,): within which coverage holds, where it was calibrated by group
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +78,7 @@ class Run:
     plain: Moments | None = None  # without calibration, where asked for
     next_draw: int = 0
     settled: tuple[Part, ...] = ()
+    groups: NDArray[np.int64] | None = None  # of all rows of the request: see `Part`
 
     @property
     def rows(self) -> int:
@@ -223,29 +131,36 @@ class Engine:
         self.refiner = Refiner(program, masks, head)
         self.vmaps = vmapped
 
-    def plan(self, spec: SamplingSpec, affordable: int | None = None) -> Plan:
-        """Fill in the version's defaults; balanced draws are rounded up to whole groups.
+    def plan(self, spec: SamplingSpec, affordable: int | None = None, calibration: Calibration | None = None) -> Plan:
+        """Fill in what was calibrated, else the version's defaults; balanced draws are rounded up to whole groups.
 
         `affordable`: the most draws that a stopping rule may take where its caller sets no limit.
         """
         design = spec.design or self.defaults.design
         g = self.masks.group_size if design is Design.BALANCED else 1
-        spec.stopping.check(self.head.task)
         if spec.scope is MaskScope.ROW:
             self._refuse_weights()
-        if spec.estimator is Estimator.LINEARIZED and self.head.task is not Task.CLASSIFICATION:
-            raise InvalidArgument("estimator", spec.estimator, "plain, for a regression")
-        usual = self.defaults.draws
-        if spec.stops:
+        calibrated = ALL_DRAWS if calibration is None or spec.joint else calibration.stopping
+        stopping = calibrated if spec.stopping is None else spec.stopping
+        stopping.check(self.head.task)
+        usual, least = self.defaults.draws, 1
+        if calibration is not None and stopping == calibration.stopping:
+            usual, least = calibration.draws, calibration.min_draws
+        elif stopping.rule is not StoppingRule.NONE:
             usual = max(usual, min(usual * _PATIENCE, affordable or usual * _PATIENCE))
-        most = spec.max_draws or max(usual, spec.min_draws or 1)
+        least = min(least, spec.max_draws or least) if spec.min_draws is None else spec.min_draws
+        most = spec.max_draws or max(usual, least)
+        estimator = spec.estimator or (Estimator.PLAIN if calibration is None else calibration.estimator)
+        if estimator is Estimator.LINEARIZED and self.head.task is not Task.CLASSIFICATION:
+            raise InvalidArgument("estimator", estimator, "plain, for a regression")
         return Plan(
             max_draws=-(-most // g) * g,
-            min_draws=-(-(spec.min_draws or 1) // g) * g,
+            min_draws=-(-least // g) * g,
             seed=self.defaults.seed if spec.seed is None else spec.seed,
             design=design,
             group_size=self.masks.group_size,
-            spec=spec,
+            stopping=stopping,
+            spec=replace(spec, stopping=stopping, estimator=estimator),
         )
 
     def _refuse_weights(self) -> None:
@@ -263,8 +178,10 @@ class Engine:
             joined = {name: self._send([inputs[name] for inputs, _ in requests]) for name in names}
             boundary = self.program.prefix(joined)
             parts = self.program.split(boundary, [inputs[names[0]].shape[0] for inputs, _ in requests])
+        grouping = None if calibration is None else calibration.grouping
         return [
-            Run(plan, part, calibration, np.arange(part.rows)) for (_, plan), part in zip(requests, parts, strict=True)
+            Run(plan, part, calibration, np.arange(part.rows), groups=None if grouping is None else grouping.of(inputs))
+            for (inputs, plan), part in zip(requests, parts, strict=True)
         ]
 
     def _send(self, parts: Sequence[Tensor]) -> Tensor:
@@ -301,7 +218,7 @@ class Engine:
         groups, rest = divmod(run.next_draw, run.plan.group_size)
         if rest or groups < run.plan.first_look or next_look(groups - 1) != groups or run.moments is None:
             return run
-        stopping, look = run.plan.spec.stopping, count_looks(groups) - count_looks(run.plan.first_look - 1)
+        stopping, look = run.plan.stopping, count_looks(groups) - count_looks(run.plan.first_look - 1)
         ratios = None if run.calibration is None else run.calibration.error_ratios
         done = settled(stopping, run.moments, look, self.masks.balances(run.plan.design), ratios)
         if not done.any():
@@ -314,6 +231,7 @@ class Engine:
             take_rows(run.moments, aside),
             None if plain is None else take_rows(plain, aside),
             stopping.reason,
+            None if run.groups is None else run.groups[run.active[done]],
         )
         return replace(
             run,
@@ -404,7 +322,8 @@ class Engine:
                 raise InvalidArgument("run", "no draws", "a run that was advanced")
             pieces += [(number, part) for part in run.settled]
             if run.rows or not run.settled:
-                pieces.append((number, Part(run.active, run.boundary, run.moments, run.plain, reason)))
+                groups = None if run.groups is None else run.groups[run.active]
+                pieces.append((number, Part(run.active, run.boundary, run.moments, run.plain, reason, groups)))
         alike: dict[tuple[object, ...], list[tuple[int, Part]]] = {}
         for number, part in pieces:
             run = runs[number]
@@ -432,9 +351,17 @@ class Engine:
             moments, scatter = self.refiner.control(boundary, moments, scatter, plan.seed, plan.design)
         answer = self._end(moments, scatter, plan.spec, calibration)
         error = scatter.standard_error
+        validity = _validity(run, reason)
         if calibration is not None and _estimator(plan.spec, calibration) is Estimator.LINEARIZED and moments.total > 1:
             boundary = self.program.join([part.boundary for part in parts])
             answer, error = self.refiner.linearize(boundary, moments, plan.seed, plan.design, calibration)
+        abstain = None
+        if calibration is not None:
+            groups = [part.groups for part in parts if part.groups is not None]
+            within = np.concatenate(groups) if groups else None
+            answer, abstain = calibration.finish(
+                answer, plan.spec.coverage, len(moments.count), within, exact=validity is Validity.EXACT
+            )
         whole = Predictive(
             answer=answer,
             uncalibrated=self._end(whole_plain, spread(whole_plain, balanced), plan.spec) if whole_plain else None,
@@ -447,7 +374,9 @@ class Engine:
             scope=plan.spec.scope.value,
             estimator=_estimator(plan.spec, calibration).value,
             calibration_id="" if calibration is None else calibration.id,
-            calibration_validity=_validity(run, moments.total),
+            calibration_validity=validity,
+            coverage=plan.spec.coverage,
+            abstain=abstain,
             raw_draws=to_numpy(drawn) if plan.spec.raw_draws and drawn is not None else None,
             joint_covariance=None,
         )
@@ -464,9 +393,9 @@ class Engine:
         if self.head.task is Task.CLASSIFICATION:
             return classify(moments, scatter)
         noise = self._noise_variance
-        if noise is not None and calibration is not None:
-            noise = noise * calibration.noise_scale
-        return regress(moments, scatter, noise, spec.interval_level, spec.quantiles)
+        if calibration is None:
+            return regress(moments, scatter, noise, spec.interval_level, spec.quantiles)
+        return calibration.regress(moments, scatter, noise, spec.interval_level, spec.quantiles)
 
     def predict(
         self,
@@ -475,7 +404,7 @@ class Engine:
         calibration: Calibration | None = None,
     ) -> Predictive:
         """Answer one request: `inputs` by name, each (B, ...)."""
-        plan = self.plan(spec or SamplingSpec())
+        plan = self.plan(spec or SamplingSpec(), calibration=calibration)
         [run] = self.start([(inputs, plan)], calibration)
         while left := wants(run):
             [run] = self.advance([run], min(left, self._most_draws(run)))
@@ -512,17 +441,20 @@ def wants(run: Run, *, watched: bool = False) -> int:
 def _estimator(spec: SamplingSpec, calibration: Calibration | None) -> Estimator:
     """Return what is used of what was asked: linear logits where a calibration found that they serve."""
     serves = calibration is not None and calibration.linearized and spec.scope is MaskScope.DRAW
-    return spec.estimator if serves else Estimator.PLAIN
+    return (spec.estimator or Estimator.PLAIN) if serves else Estimator.PLAIN
 
 
-def _validity(run: Run, draws: int) -> Validity:
-    if run.calibration is None:
+def _validity(run: Run, reason: StopReason) -> Validity:
+    """Tell whether rows that end for this reason were drawn as those that their calibration was fitted to."""
+    plan, calibration = run.plan, run.calibration
+    if calibration is None:
         return Validity.NONE
-    fitted = run.calibration.draws, run.calibration.seed, run.calibration.design, MaskScope.DRAW
-    used = draws, run.plan.seed, run.plan.design.value, run.plan.spec.scope
-    if _estimator(run.plan.spec, run.calibration) is Estimator.LINEARIZED:
-        return Validity.APPROXIMATE
-    return Validity.EXACT if fitted == used else Validity.APPROXIMATE
+    ended = (StopReason.MAX_DRAWS, plan.stopping.reason) if plan.spec.stops else (StopReason.MAX_DRAWS,)
+    estimator = _estimator(plan.spec, calibration)
+    least = plan.min_draws if plan.spec.stops else calibration.min_draws  # which only a rule heeds
+    drawn = plan.max_draws, least, plan.seed, plan.design.value, plan.stopping, estimator
+    alike, whole = drawn == calibration.drawn and plan.spec.scope is MaskScope.DRAW, reason in ended
+    return Validity.EXACT if alike and whole else Validity.APPROXIMATE
 
 
 def _group_counts(first: int, draws: int, group_size: int) -> list[int]:

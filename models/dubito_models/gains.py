@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.engine import Engine, SamplingSpec
+from dubito_models.engine import Engine
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.heads import Task
 from dubito_models.linearized import judge
 from dubito_models.predictive import Moments, classify, gather, spread, take_rows, to_numpy
+from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import measure_error_ratios
 from dubito_models.thinning import Design
 from dubito_models.variates import measure_gain

@@ -45,12 +45,13 @@ class Decoded:
     """Draws of a predictive distribution, float64: what one thinned network says of each row.
 
     Classification: `log_probabilities` (S, N, K). Regression: `mean` (S, N, K), and `variance` (S, N, K) of the
-    noise where the network knows it.
+    noise where the network knows it. `calibrated`: whether a calibration has had them.
     """
 
     log_probabilities: Tensor | None = None
     mean: Tensor | None = None
     variance: Tensor | None = None
+    calibrated: bool = False
 
 
 def count_outputs(head: Head, shape: tuple[int, ...]) -> int:

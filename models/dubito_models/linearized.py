@@ -13,7 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from dubito_models.heads import Decoded
-from dubito_models.predictive import Array, Classification, Moments, entropy, expected_entropy, gather, spread, to_numpy
+from dubito_models.predictive import (
+    Array,
+    Classification,
+    Moments,
+    ballot,
+    entropy,
+    expected_entropy,
+    gather,
+    margin_of,
+    spread,
+    to_numpy,
+)
 from dubito_models.stopping import Quantity, influence, standard_error
 
 _GAIN, _BIAS = 8.0, 0.03
@@ -48,6 +59,7 @@ def correct(levels: Levels, balanced: bool) -> tuple[Classification, Array]:
     expected = np.clip(expected_entropy(draws) - expected_entropy(near) + expected_entropy(far), 0.0, most)
     plain = entropy(mean)
     information = np.maximum(plain - expected, 0.0)
+    ratio, disagreement = ballot(draws)
     answer = Classification(
         probabilities=mean,
         label=mean.argmax(-1),
@@ -56,6 +68,9 @@ def correct(levels: Levels, balanced: bool) -> tuple[Classification, Array]:
         mutual_information=information,
         plain_mutual_information=information,
         standard_deviation=np.sqrt(variance),
+        variation_ratio=ratio,
+        disagreement=disagreement,
+        margin=margin_of(mean),
     )
     return answer, error
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +25,18 @@ from torch.export import ExportedProgram
 
 from dubito_models.archive import read_program
 from dubito_models.audit import ROUNDING, TOLERANCE, audit, audit_fan, audit_rounding
-from dubito_models.calibration import Calibration, Fit, fit_noise_scale, fit_temperature
+from dubito_models.calibrating import CalibrationSpec, Identity, Rows, calibrate_engine
+from dubito_models.calibration import Calibration
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import PASS_BYTES, Defaults, Engine, SamplingSpec
+from dubito_models.engine import PASS_BYTES, Defaults, Engine
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
 from dubito_models.files import write_atomically
-from dubito_models.gains import measure_gains
 from dubito_models.heads import Task
 from dubito_models.manifest import NAME, InputSignature, Manifest, SiteEntry, read_inputs
 from dubito_models.precision import Precision, has_bfloat16_products
 from dubito_models.predictive import Predictive
 from dubito_models.program import StochasticProgram
+from dubito_models.sampling import SamplingSpec
 from dubito_models.sites import Site
 from dubito_models.standard import Evaluation, StandardPath, interpret
 from dubito_models.thinning import Masks
@@ -82,74 +84,72 @@ class ModelVersion:
         return interpret(self.manifest.head, output, None if noise is None else np.asarray(noise))
 
     def calibrate(
-        self, inputs: ArrayLike | Mapping[str, ArrayLike], targets: ArrayLike, *, overlap: int = 1
+        self, inputs: ArrayLike | Mapping[str, ArrayLike], targets: ArrayLike, spec: CalibrationSpec | None = None
     ) -> Calibration:
-        """Fit a calibration through the serving engine, with the version's own seed, design and draws.
+        """Fit a calibration through the serving engine, with the version's own seed and design (see `calibrating`).
 
-        A classification gets a temperature, from class numbers (N,); a regression a factor on its noise variance, from
-        numbers (N,) or (N, K). It is kept only where the cross-validated likelihood improves; else the calibration is
-        the identity. `overlap`: so many consecutive rows of a regression share targets, as the windows of a series do;
-        they count as one, and where fewer than 10 remain nothing is fitted. Saved beside the version, and used from
-        now on.
+        `targets`: class numbers (N,), or numbers (N,) or (N, K) of a regression. Saved beside the version, and used
+        from now on.
         """
         tensors = self.read_inputs(inputs)
-        values = np.asarray(targets)
-        method: Literal["temperature", "noise_scale"]
-        if self.manifest.task is Task.CLASSIFICATION:
-            method, fitted = "temperature", self._fit_temperature(tensors, values)
-        else:
-            method, fitted = "noise_scale", self._fit_noise_scale(tensors, values, overlap)
-        plan = self.engine.plan(SamplingSpec())
-        calibration = Calibration(
-            method=method if fitted.helps else "identity",
-            temperature=fitted.value if fitted.helps and method == "temperature" else 1.0,
-            noise_scale=fitted.value if fitted.helps and method == "noise_scale" else 1.0,
-            draws=plan.max_draws,
-            seed=plan.seed,
-            design=plan.design.value,
-            group_size=plan.group_size,
-            precision=self.manifest.precision.value,
-            estimator=_estimator(self.manifest),
-            fan_out=self.manifest.fan_out,
-            program=self.manifest.checksums[PROGRAM],
-            data_fingerprint=fingerprint({**{n: t.numpy() for n, t in tensors.items()}, "labels": values}),
-            rows=len(values),
-            nll_before=fitted.nll_before,
-            nll_after=fitted.nll_after,
+        rows = Rows(tensors, self._read_targets(np.asarray(targets), len(next(iter(tensors.values())))))
+        named = {**{name: tensor.numpy() for name, tensor in tensors.items()}, "labels": rows.targets}
+        calibration = calibrate_engine(
+            self.engine, _identity(self.manifest), rows, spec or CalibrationSpec(), fingerprint(named)
         )
-        calibration = measure_gains(self.engine, tensors, calibration)
         self.save_calibration(calibration)
         return calibration
+
+    def _read_targets(self, targets: NDArray[Any], rows: int) -> NDArray[Any]:
+        """Check targets against the task; class numbers (N,), or numbers (N, K)."""
+        if self.manifest.task is Task.CLASSIFICATION:
+            return read_labels(targets, rows, self.manifest.outputs)
+        if not np.issubdtype(targets.dtype, np.number):
+            raise InvalidArgument("targets", f"dtype {targets.dtype}", "numbers")
+        columns = targets[:, None] if targets.ndim == 1 else targets
+        if columns.shape != (rows, self.manifest.outputs):
+            accepted = f"shape ({rows}, {self.manifest.outputs}), (rows, targets)"
+            raise InvalidArgument("targets", f"shape {targets.shape}", accepted)
+        if not np.isfinite(columns).all():
+            raise InvalidArgument("targets", "NaN or infinity", "finite numbers")
+        return columns.astype(np.float64)
 
     def tune(self, seconds: float = 0.3) -> tuple[Timing, ...]:
         """Choose by the clock how many draws ride a pass, on made-up rows (see `tuning.tune`)."""
         return tune(self.engine, lambda rows: make_rows(self.manifest.inputs, rows), seconds)
 
-    def _fit_temperature(self, inputs: Mapping[str, Tensor], labels: NDArray[Any]) -> Fit:
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise InvalidArgument("labels", f"dtype {labels.dtype}", "integers, class numbers")
-        found = self.engine.draws(inputs).log_probabilities
-        assert found is not None
-        return fit_temperature(found.numpy(), labels.astype(np.int64))
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """Return every calibration that is stored beside the version, the oldest first."""
+        files = sorted((self.folder / CALIBRATIONS).glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+        return tuple(_read_calibration(self.folder, path.stem, self.manifest) for path in files)
 
-    def _fit_noise_scale(self, inputs: Mapping[str, Tensor], targets: NDArray[Any], overlap: int) -> Fit:
-        found = self.engine.draws(inputs)
-        assert found.mean is not None
-        if found.variance is None:
-            accepted = "head mean_and_log_variance, or a version packed with noise_variance: there is no noise to scale"
-            raise InvalidArgument("head", self.manifest.head.value, accepted)
-        if not np.issubdtype(targets.dtype, np.number):
-            raise InvalidArgument("targets", f"dtype {targets.dtype}", "numbers")
-        columns = targets[:, None] if targets.ndim == 1 else targets
-        means, variances = found.mean.numpy(), found.variance.numpy()
-        return fit_noise_scale(means, variances, columns.astype(np.float64), overlap=overlap)
+    def use_calibration(self, name: str | None) -> None:
+        """Switch to a stored calibration by its id, or to none."""
+        pointer = self.folder / CALIBRATIONS / CURRENT
+        if name is None:
+            pointer.unlink(missing_ok=True)
+            self.calibration = None
+            return
+        known = [calibration.id for calibration in self.calibrations()]
+        if name not in known:
+            raise InvalidArgument("calibration", name, ", ".join(known) or "none: no calibration is stored")
+        self.calibration = _read_calibration(self.folder, name, self.manifest)
+        write_atomically(pointer, name.encode())
+
+    def refresh_calibration(self) -> bool:
+        """Take up the calibration that the disk says is current; tell whether that is another one."""
+        before = "" if self.calibration is None else self.calibration.id
+        if _read_pointer(self.folder) == before:
+            return False
+        self.calibration = _read_current(self.folder, self.manifest)
+        return True
 
     def save_calibration(self, calibration: Calibration) -> None:
         """Store a calibration beside the version and switch to it."""
         _check_fits(calibration, self.manifest)
         folder = self.folder / CALIBRATIONS
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{calibration.id}.json", json.dumps(asdict(calibration), indent=2).encode())
+        write_atomically(folder / f"{calibration.id}.json", json.dumps(_finite(asdict(calibration)), indent=1).encode())
         write_atomically(folder / CURRENT, calibration.id.encode())
         self.calibration = calibration
 
@@ -290,17 +290,37 @@ def make_rows(signature: Sequence[InputSignature], rows: int, longer: int = 0) -
     return sample
 
 
-def _read_current(folder: Path, manifest: Manifest) -> Calibration | None:
-    pointer = folder / CALIBRATIONS / CURRENT
-    if not pointer.exists():
-        return None
-    name = pointer.read_text(errors="replace").strip()
+def _finite(value: Any) -> Any:
+    """Return a document with its infinities as texts, which JSON knows and the reader takes for numbers."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_pointer(folder: Path) -> str:
+    """Return the id of the current calibration; "" where there is none."""
     try:
-        if not re.fullmatch(r"[0-9a-f]{16}", name):
-            raise CorruptVersion(f"{CALIBRATIONS}/{CURRENT} names no calibration")
+        return (folder / CALIBRATIONS / CURRENT).read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CorruptVersion(f"{CALIBRATIONS}/{CURRENT} cannot be read ({error.strerror})") from None
+
+
+def _read_current(folder: Path, manifest: Manifest) -> Calibration | None:
+    name = _read_pointer(folder)
+    return _read_calibration(folder, name, manifest) if name else None
+
+
+def _read_calibration(folder: Path, name: str, manifest: Manifest) -> Calibration:
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        raise CorruptVersion(f"{CALIBRATIONS}/{CURRENT} names no calibration")
+    try:
         stored = (folder / CALIBRATIONS / f"{name}.json").read_bytes()
         calibration = TypeAdapter(Calibration).validate_json(stored, strict=False)
-    except (OSError, ValidationError) as error:
+    except (OSError, ValidationError, InvalidArgument) as error:
         raise CorruptVersion(f"{CALIBRATIONS}/{name}.json cannot be read ({type(error).__name__})") from None
     if calibration.id != name:
         raise CorruptVersion(f"{CALIBRATIONS}/{name}.json: its content is not what its name says")
@@ -308,22 +328,34 @@ def _read_current(folder: Path, manifest: Manifest) -> Calibration | None:
     return calibration
 
 
-def _estimator(manifest: Manifest) -> str:
-    return "integrated" if manifest.integrated else "plain"
+def read_labels(labels: NDArray[Any], rows: int, classes: int) -> NDArray[np.int64]:
+    """Check class numbers (N,) of so many rows."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InvalidArgument("labels", f"dtype {labels.dtype}", "integers, class numbers")
+    if labels.shape != (rows,):
+        raise InvalidArgument("labels", f"shape {labels.shape}", f"shape ({rows},), one class number per row")
+    if rows and not 0 <= labels.min() <= labels.max() < classes:
+        raise InvalidArgument("labels", f"{labels.min()}..{labels.max()}", f"class numbers 0..{classes - 1}")
+    return labels.astype(np.int64)
+
+
+def _identity(manifest: Manifest) -> Identity:
+    return Identity(manifest.checksums[PROGRAM], manifest.precision.value, manifest.fan_out, manifest.integrated)
 
 
 def _check_fits(calibration: Calibration, manifest: Manifest) -> None:
     """Raise `CalibrationMismatch` where a calibration was fitted for another program, or for draws made otherwise."""
-    for what, fitted, served in (
-        ("program", calibration.program[:12], manifest.checksums[PROGRAM][:12]),
-        ("precision", calibration.precision, manifest.precision.value),
-        ("estimator", calibration.estimator, _estimator(manifest)),
-        ("fan-out", calibration.fan_out, manifest.fan_out),
+    served = _identity(manifest)
+    for what, fitted, own in (
+        ("program", calibration.program[:12], served.program[:12]),
+        ("precision", calibration.precision, served.precision),
+        ("integral", calibration.integrated, served.integrated),
+        ("fan-out", calibration.fan_out, served.fan_out),
     ):
-        if fitted != served:
+        if fitted != own:
             label = f"{manifest.name} version {manifest.version}"
             raise CalibrationMismatch(
-                f"calibration {calibration.id} was fitted for {what} {fitted}, not for {served} of {label}"
+                f"calibration {calibration.id} was fitted for {what} {fitted}, not for {own} of {label}"
             )
 
 

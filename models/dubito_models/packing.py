@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dubito_models.archive import write_program
 from dubito_models.audit import audit, audit_rounding, difference
 from dubito_models.columns import Column
-from dubito_models.engine import MAX_SEED, choose_default_draws
+from dubito_models.engine import choose_default_draws
 from dubito_models.errors import AuditFailed, CorruptVersion, InvalidArgument, UnsupportedNetwork
 from dubito_models.export import Example, Exported, as_served, export_network, free_bounds, read_example
 from dubito_models.files import write_atomically
@@ -40,6 +40,7 @@ from dubito_models.package import (
 from dubito_models.precision import Precision
 from dubito_models.program import StochasticProgram
 from dubito_models.rewriting import write_out_attention
+from dubito_models.sampling import MAX_SEED
 from dubito_models.sites import switch_off
 from dubito_models.standard import StandardPath, export_onnx
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size

@@ -8,7 +8,7 @@ design the draws are independent, within a group they are not; the variances and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -40,6 +40,7 @@ class Moments:
     expected_entropy: Tensor | None = None  # (G, B) nats: classification
     aleatoric: Tensor | None = None  # (G, B, K): mean noise variance: regression that knows its noise
     within: Tensor | None = None  # (G, B, K): mean variance of a draw over the last site's masks
+    votes: Tensor | None = None  # (G, B, K): how many draws have this class first (the lowest of equals)
     draws: Tensor | None = None  # (S, B, K): every draw, where quantiles or the draws themselves are wanted
     entropies: Tensor | None = None  # (S, B) nats: every draw's, likewise
     variances: Tensor | None = None  # (S, B, K): every draw's noise variance, and that within it, likewise
@@ -81,6 +82,7 @@ def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool, *, joint: 
         mean=mean,
         m2=m2,
         expected_entropy=None if entropies is None else _group_means(entropies, counts),
+        votes=None if entropies is None else _count_votes(values, counts),
         aleatoric=None if variances is None else _group_means(variances, counts),
         within=None if within is None else _group_means(within, counts),
         draws=values if keep_draws else None,
@@ -88,6 +90,15 @@ def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool, *, joint: 
         variances=_sum(variances, within) if keep_draws else None,
         fans=fans,
     )
+
+
+def _count_votes(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return how many draws of each group have a class first, (G, B, K), of probabilities (S, B, K)."""
+    first = values.argmax(-1, keepdim=True)  # (S, B, 1)
+    groups = torch.repeat_interleave(torch.tensor(counts, device=values.device)).view(-1, 1, 1).expand_as(first)
+    rows = torch.arange(values.shape[1], device=values.device).view(1, -1, 1).expand_as(first)
+    votes = torch.zeros(len(counts), *values.shape[1:], dtype=torch.float64, device=values.device)
+    return votes.index_put_((groups, rows, first), votes.new_ones(()), accumulate=True)
 
 
 def _by_draw(values: Tensor, fan_out: int) -> Tensor:
@@ -269,6 +280,10 @@ class Classification:
     mutual_information: Array | None  # (B,) nats: epistemic part, its bias corrected
     plain_mutual_information: Array | None  # (B,) nats: entropy of the mean less mean entropy
     standard_deviation: Array | None  # (B, K): of the probabilities over draws
+    variation_ratio: Array | None  # (B,): share of the draws whose first class is not the most frequent one
+    disagreement: Array | None  # (B,): probability that two draws have different first classes, unbiased
+    margin: Array  # (B,): the highest probability less the second highest
+    prediction_set: NDArray[np.bool_] | None = None  # (B, K): the classes at the coverage asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +297,8 @@ class Regression:
     interval: Array | None  # (B, K, 2): central
     interval_level: float
     quantiles: Array | None  # (B, K, Q)
+    prediction_interval: Array | None = None  # (B, K, 2): at the coverage asked
+    base_interval: Array | None = None  # (B, K, 2): central, which a conformalised quantile widens
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +319,8 @@ class Predictive:
     calibration_validity: Validity
     raw_draws: Array | None  # (S, B, K); NaN after a row's own draws
     joint_covariance: Array | None  # (B, B, K): of the predictions between rows, over draws
+    coverage: float | None = None  # of prediction sets or intervals, as asked
+    abstain: NDArray[np.bool_] | None = None  # (B,): too uncertain for the calibrated risk; None where there is none
 
     def rows(self, start: int, end: int) -> Predictive:
         """Return the answer for some of the rows."""
@@ -314,6 +333,7 @@ class Predictive:
             standard_error=None if self.standard_error is None else self.standard_error[here],
             stop_reason=self.stop_reason[here],
             raw_draws=None if self.raw_draws is None else self.raw_draws[:, here],
+            abstain=None if self.abstain is None else self.abstain[here],
         )
 
 
@@ -323,7 +343,7 @@ def join_answers(parts: Sequence[Predictive], rows: Sequence[NDArray[np.int64]])
         return parts[0]
     order = np.argsort(np.concatenate(rows))
 
-    def joined(values: Sequence[Array | None], axis: int = 0) -> Array | None:
+    def joined(values: Sequence[NDArray[Any] | None], axis: int = 0) -> NDArray[Any] | None:
         present = [value for value in values if value is not None]
         return np.concatenate(present, axis).take(order, axis) if len(present) == len(values) else None
 
@@ -347,6 +367,7 @@ def join_answers(parts: Sequence[Predictive], rows: Sequence[NDArray[np.int64]])
         stop_reason=tuple(reasons[place] for place in order),
         calibration_validity=parts[0].calibration_validity if exact else Validity.APPROXIMATE,
         raw_draws=joined(_pad([part.raw_draws for part in parts]), axis=1),
+        abstain=joined([part.abstain for part in parts]),
     )
 
 
@@ -417,6 +438,7 @@ def classify(moments: Moments, scatter: Spread) -> Classification:
         plain = np.maximum(plain_entropy - expected, 0.0)
         unbounded = _entropy_corrected(moments, mean, scatter.between_draws) - expected
         corrected = np.clip(unbounded, 0.0, np.maximum(most - expected, 0.0))
+    ratio, disagreement = ballot(moments)
     return Classification(
         probabilities=mean,
         label=mean.argmax(-1),
@@ -425,7 +447,35 @@ def classify(moments: Moments, scatter: Spread) -> Classification:
         mutual_information=corrected,
         plain_mutual_information=plain,
         standard_deviation=None if scatter.variance is None else np.sqrt(scatter.variance),
+        variation_ratio=ratio,
+        disagreement=disagreement,
+        margin=margin_of(mean),
     )
+
+
+def ballot(moments: Moments) -> tuple[Array | None, Array | None]:
+    """Return what the draws' first classes say: variation ratio and disagreement, (B,) each; None for a single draw.
+
+    1 - f / S, f the votes of the most frequent class (Freeman 1965); and the share of pairs of draws that differ, of
+    those of different groups where there are two, since draws of one balanced group repel each other.
+    """
+    assert moments.votes is not None
+    votes, draws = to_numpy(moments.votes), moments.total  # (G, B, K)
+    if draws < 2:
+        return None, None
+    whole = votes.sum(0)
+    alike, pairs = (whole * (whole - 1)).sum(-1), draws * (draws - 1)
+    if len(votes) > 1:
+        alike = (whole**2 - (votes**2).sum(0)).sum(-1)
+        pairs = draws**2 - sum(count**2 for count in moments.count)
+    return 1.0 - whole.max(-1) / draws, 1.0 - alike / pairs
+
+
+def margin_of(probabilities: Array) -> Array:
+    """Return the highest of probabilities (B, K) less the second highest, (B,)."""
+    two = np.partition(probabilities, -2, axis=-1)
+    margin: Array = two[..., -1] - two[..., -2]
+    return margin
 
 
 def _entropy_corrected(moments: Moments, mean: Array, variance: Array) -> Array:
@@ -437,43 +487,6 @@ def _entropy_corrected(moments: Moments, mean: Array, variance: Array) -> Array:
     left_out = np.clip((groups * mean - to_numpy(moments.mean)) / (groups - 1), 0.0, 1.0)  # (G, B, K)
     jackknifed: Array = groups * entropy(mean) - (groups - 1) * entropy(left_out).mean(0)
     return jackknifed
-
-
-def regress(
-    moments: Moments,
-    scatter: Spread,
-    noise_variance: Array | None,
-    interval_level: float,
-    quantile_levels: Sequence[float],
-) -> Regression:
-    """End moments as a regression, by the law of total variance (Kendall & Gal 2017).
-
-    `noise_variance` (K,): a constant noise, for a network that does not predict its own. Interval and quantiles
-    are those of the mixture of the draws' Gaussians; without noise, of the draws' means alone.
-    """
-    mean, epistemic = scatter.mean, scatter.variance
-    aleatoric = None
-    if moments.aleatoric is not None:
-        aleatoric = weighted_mean(moments.aleatoric, moments)
-    elif noise_variance is not None:
-        aleatoric = np.broadcast_to(noise_variance, mean.shape).copy()
-    total = None if epistemic is None else epistemic + (0.0 if aleatoric is None else aleatoric)
-    interval = quantiles = None
-    if moments.draws is not None and (epistemic is not None or aleatoric is not None):
-        tail = (1 - interval_level) / 2
-        found = mixture_quantiles(
-            to_numpy(moments.draws), _draw_variances(moments, aleatoric), [tail, 1 - tail, *quantile_levels]
-        )
-        interval, quantiles = found[..., :2], found[..., 2:] if quantile_levels else None
-    return Regression(mean, total, epistemic, aleatoric, interval, interval_level, quantiles)
-
-
-def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
-    own = None if moments.variances is None else to_numpy(moments.variances)
-    if moments.aleatoric is not None or aleatoric is None:
-        return own
-    constant: Array = np.broadcast_to(aleatoric, tuple(to_numpy(moments.draws).shape))
-    return constant if own is None else own + constant
 
 
 def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
@@ -514,6 +527,45 @@ def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[fl
             break
     quantiles: Array = found.reshape(shape)
     return quantiles
+
+
+Quantiles = Callable[[Array, Array | None, Sequence[float]], Array]  # as `mixture_quantiles`
+
+
+def regress(
+    moments: Moments,
+    scatter: Spread,
+    noise_variance: Array | None,
+    interval_level: float,
+    quantile_levels: Sequence[float],
+    invert: Quantiles = mixture_quantiles,
+) -> Regression:
+    """End moments as a regression, by the law of total variance (Kendall & Gal 2017).
+
+    `noise_variance` (K,): a constant noise, for a network that does not predict its own. Interval and quantiles
+    are those of the mixture of the draws' Gaussians; without noise, of the draws' means alone. `invert` finds them.
+    """
+    mean, epistemic = scatter.mean, scatter.variance
+    aleatoric = None
+    if moments.aleatoric is not None:
+        aleatoric = weighted_mean(moments.aleatoric, moments)
+    elif noise_variance is not None:
+        aleatoric = np.broadcast_to(noise_variance, mean.shape).copy()
+    total = None if epistemic is None else epistemic + (0.0 if aleatoric is None else aleatoric)
+    interval = quantiles = None
+    if moments.draws is not None and (epistemic is not None or aleatoric is not None):
+        tail = (1 - interval_level) / 2
+        found = invert(to_numpy(moments.draws), _draw_variances(moments, aleatoric), [tail, 1 - tail, *quantile_levels])
+        interval, quantiles = found[..., :2], found[..., 2:] if quantile_levels else None
+    return Regression(mean, total, epistemic, aleatoric, interval, interval_level, quantiles)
+
+
+def _draw_variances(moments: Moments, aleatoric: Array | None) -> Array | None:
+    own = None if moments.variances is None else to_numpy(moments.variances)
+    if moments.aleatoric is not None or aleatoric is None:
+        return own
+    constant: Array = np.broadcast_to(aleatoric, tuple(to_numpy(moments.draws).shape))
+    return constant if own is None else own + constant
 
 
 def to_numpy(values: Any) -> Array:

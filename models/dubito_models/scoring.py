@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from scipy import special
 
 from dubito_models.data import Split
-from dubito_models.engine import SamplingSpec
 from dubito_models.heads import Decoded, Task
 from dubito_models.metrics import (
     ClassificationScores,
@@ -21,6 +20,7 @@ from dubito_models.metrics import (
 )
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Regression
+from dubito_models.sampling import SamplingSpec
 
 Array = NDArray[np.float64]
 Scores = ClassificationScores | RegressionScores

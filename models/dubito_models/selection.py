@@ -19,13 +19,13 @@ from torch import nn
 
 from dubito_models.calibration import fit_noise_variance, negative_log_likelihood
 from dubito_models.data import Splits
-from dubito_models.engine import SamplingSpec
 from dubito_models.heads import Decoded, Head
 from dubito_models.metrics import mixture_negative_log_likelihood
 from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
 from dubito_models.preparing import choose_head
 from dubito_models.recipes import Recipe
+from dubito_models.sampling import SamplingSpec
 from dubito_models.training import Epoch, Started, TrainedNetwork, train
 
 DRAWS = 256  # by which candidates are compared

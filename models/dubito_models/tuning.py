@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dubito_models.engine import Engine, Run, SamplingSpec
+from dubito_models.engine import Engine, Run
+from dubito_models.sampling import SamplingSpec
 
 ROWS = (1, 8, 32)  # at which passes are timed; other numbers of rows are run as the nearest lower one
 _MOST_DRAWS, _LEAST_DRAWS = 64, 8  # of a timed run

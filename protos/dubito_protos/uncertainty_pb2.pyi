@@ -180,12 +180,14 @@ class SamplingSpec(_message.Message):
     def __init__(self, min_draws: _Optional[int] = ..., max_draws: _Optional[int] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., seed: _Optional[int] = ..., design: _Optional[_Union[Design, str]] = ..., mask_scope: _Optional[_Union[MaskScope, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., interval_level: _Optional[float] = ..., quantiles: _Optional[_Iterable[float]] = ..., joint: bool = ..., raw_draws: bool = ...) -> None: ...
 
 class OutputSpec(_message.Message):
-    __slots__ = ("coverage", "uncalibrated")
+    __slots__ = ("coverage", "uncalibrated", "stream")
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     UNCALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     coverage: float
     uncalibrated: bool
-    def __init__(self, coverage: _Optional[float] = ..., uncalibrated: bool = ...) -> None: ...
+    stream: str
+    def __init__(self, coverage: _Optional[float] = ..., uncalibrated: bool = ..., stream: _Optional[str] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "version", "inputs", "sampling", "output", "id")
@@ -204,7 +206,7 @@ class PredictRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., output: _Optional[_Union[OutputSpec, _Mapping]] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("probabilities", "label", "predictive_entropy", "expected_entropy", "mutual_information", "standard_deviation", "prediction_set", "plain_mutual_information")
+    __slots__ = ("probabilities", "label", "predictive_entropy", "expected_entropy", "mutual_information", "standard_deviation", "prediction_set", "plain_mutual_information", "variation_ratio", "disagreement", "margin")
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PREDICTIVE_ENTROPY_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +215,9 @@ class Classification(_message.Message):
     STANDARD_DEVIATION_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_SET_FIELD_NUMBER: _ClassVar[int]
     PLAIN_MUTUAL_INFORMATION_FIELD_NUMBER: _ClassVar[int]
+    VARIATION_RATIO_FIELD_NUMBER: _ClassVar[int]
+    DISAGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_FIELD_NUMBER: _ClassVar[int]
     probabilities: Tensor
     label: Tensor
     predictive_entropy: Tensor
@@ -221,10 +226,13 @@ class Classification(_message.Message):
     standard_deviation: Tensor
     prediction_set: Tensor
     plain_mutual_information: Tensor
-    def __init__(self, probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., label: _Optional[_Union[Tensor, _Mapping]] = ..., predictive_entropy: _Optional[_Union[Tensor, _Mapping]] = ..., expected_entropy: _Optional[_Union[Tensor, _Mapping]] = ..., mutual_information: _Optional[_Union[Tensor, _Mapping]] = ..., standard_deviation: _Optional[_Union[Tensor, _Mapping]] = ..., prediction_set: _Optional[_Union[Tensor, _Mapping]] = ..., plain_mutual_information: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    variation_ratio: Tensor
+    disagreement: Tensor
+    margin: Tensor
+    def __init__(self, probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., label: _Optional[_Union[Tensor, _Mapping]] = ..., predictive_entropy: _Optional[_Union[Tensor, _Mapping]] = ..., expected_entropy: _Optional[_Union[Tensor, _Mapping]] = ..., mutual_information: _Optional[_Union[Tensor, _Mapping]] = ..., standard_deviation: _Optional[_Union[Tensor, _Mapping]] = ..., prediction_set: _Optional[_Union[Tensor, _Mapping]] = ..., plain_mutual_information: _Optional[_Union[Tensor, _Mapping]] = ..., variation_ratio: _Optional[_Union[Tensor, _Mapping]] = ..., disagreement: _Optional[_Union[Tensor, _Mapping]] = ..., margin: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Regression(_message.Message):
-    __slots__ = ("mean", "total_variance", "epistemic_variance", "aleatoric_variance", "interval", "interval_level", "quantiles")
+    __slots__ = ("mean", "total_variance", "epistemic_variance", "aleatoric_variance", "interval", "interval_level", "quantiles", "prediction_interval")
     MEAN_FIELD_NUMBER: _ClassVar[int]
     TOTAL_VARIANCE_FIELD_NUMBER: _ClassVar[int]
     EPISTEMIC_VARIANCE_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +240,7 @@ class Regression(_message.Message):
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_LEVEL_FIELD_NUMBER: _ClassVar[int]
     QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     mean: Tensor
     total_variance: Tensor
     epistemic_variance: Tensor
@@ -239,7 +248,8 @@ class Regression(_message.Message):
     interval: Tensor
     interval_level: float
     quantiles: Tensor
-    def __init__(self, mean: _Optional[_Union[Tensor, _Mapping]] = ..., total_variance: _Optional[_Union[Tensor, _Mapping]] = ..., epistemic_variance: _Optional[_Union[Tensor, _Mapping]] = ..., aleatoric_variance: _Optional[_Union[Tensor, _Mapping]] = ..., interval: _Optional[_Union[Tensor, _Mapping]] = ..., interval_level: _Optional[float] = ..., quantiles: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    prediction_interval: Tensor
+    def __init__(self, mean: _Optional[_Union[Tensor, _Mapping]] = ..., total_variance: _Optional[_Union[Tensor, _Mapping]] = ..., epistemic_variance: _Optional[_Union[Tensor, _Mapping]] = ..., aleatoric_variance: _Optional[_Union[Tensor, _Mapping]] = ..., interval: _Optional[_Union[Tensor, _Mapping]] = ..., interval_level: _Optional[float] = ..., quantiles: _Optional[_Union[Tensor, _Mapping]] = ..., prediction_interval: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_seconds", "compute_seconds", "total_seconds")
@@ -252,7 +262,7 @@ class Timings(_message.Message):
     def __init__(self, queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("model", "version", "id", "classification", "regression", "uncalibrated_classification", "uncalibrated_regression", "draws", "standard_error", "stop_reason", "seed", "design", "group_size", "mask_scope", "estimator", "calibration_id", "calibration_validity", "warnings", "timings", "raw_draws", "joint_covariance", "final")
+    __slots__ = ("model", "version", "id", "classification", "regression", "uncalibrated_classification", "uncalibrated_regression", "draws", "standard_error", "stop_reason", "seed", "design", "group_size", "mask_scope", "estimator", "calibration_id", "calibration_validity", "warnings", "timings", "raw_draws", "joint_covariance", "final", "coverage", "abstain", "prediction_id", "receipt", "served_coverage")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +285,11 @@ class PredictResponse(_message.Message):
     RAW_DRAWS_FIELD_NUMBER: _ClassVar[int]
     JOINT_COVARIANCE_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    ABSTAIN_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    SERVED_COVERAGE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     id: str
@@ -297,7 +312,12 @@ class PredictResponse(_message.Message):
     raw_draws: Tensor
     joint_covariance: Tensor
     final: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., id: _Optional[str] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., uncalibrated_classification: _Optional[_Union[Classification, _Mapping]] = ..., uncalibrated_regression: _Optional[_Union[Regression, _Mapping]] = ..., draws: _Optional[_Union[Tensor, _Mapping]] = ..., standard_error: _Optional[_Union[Tensor, _Mapping]] = ..., stop_reason: _Optional[_Iterable[_Union[StopReason, str]]] = ..., seed: _Optional[int] = ..., design: _Optional[_Union[Design, str]] = ..., group_size: _Optional[int] = ..., mask_scope: _Optional[_Union[MaskScope, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., calibration_id: _Optional[str] = ..., calibration_validity: _Optional[_Union[CalibrationValidity, str]] = ..., warnings: _Optional[_Iterable[str]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., raw_draws: _Optional[_Union[Tensor, _Mapping]] = ..., joint_covariance: _Optional[_Union[Tensor, _Mapping]] = ..., final: bool = ...) -> None: ...
+    coverage: float
+    abstain: Tensor
+    prediction_id: str
+    receipt: bytes
+    served_coverage: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., id: _Optional[str] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., uncalibrated_classification: _Optional[_Union[Classification, _Mapping]] = ..., uncalibrated_regression: _Optional[_Union[Regression, _Mapping]] = ..., draws: _Optional[_Union[Tensor, _Mapping]] = ..., standard_error: _Optional[_Union[Tensor, _Mapping]] = ..., stop_reason: _Optional[_Iterable[_Union[StopReason, str]]] = ..., seed: _Optional[int] = ..., design: _Optional[_Union[Design, str]] = ..., group_size: _Optional[int] = ..., mask_scope: _Optional[_Union[MaskScope, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., calibration_id: _Optional[str] = ..., calibration_validity: _Optional[_Union[CalibrationValidity, str]] = ..., warnings: _Optional[_Iterable[str]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., raw_draws: _Optional[_Union[Tensor, _Mapping]] = ..., joint_covariance: _Optional[_Union[Tensor, _Mapping]] = ..., final: bool = ..., coverage: _Optional[float] = ..., abstain: _Optional[_Union[Tensor, _Mapping]] = ..., prediction_id: _Optional[str] = ..., receipt: _Optional[bytes] = ..., served_coverage: _Optional[float] = ...) -> None: ...
 
 class PredictBulkResponse(_message.Message):
     __slots__ = ("id", "response", "error")
@@ -366,8 +386,88 @@ class ObserveRequest(_message.Message):
     def __init__(self, prediction_id: _Optional[str] = ..., receipt: _Optional[bytes] = ..., label: _Optional[_Union[Tensor, _Mapping]] = ..., stream: _Optional[str] = ...) -> None: ...
 
 class ObserveResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("duplicate", "rows", "covered", "stream")
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COVERED_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    duplicate: bool
+    rows: int
+    covered: Tensor
+    stream: StreamState
+    def __init__(self, duplicate: bool = ..., rows: _Optional[int] = ..., covered: _Optional[_Union[Tensor, _Mapping]] = ..., stream: _Optional[_Union[StreamState, _Mapping]] = ...) -> None: ...
+
+class StreamState(_message.Message):
+    __slots__ = ("stream", "coverage", "served_coverage", "labels", "covered")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    COVERED_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    coverage: float
+    served_coverage: float
+    labels: int
+    covered: float
+    def __init__(self, stream: _Optional[str] = ..., coverage: _Optional[float] = ..., served_coverage: _Optional[float] = ..., labels: _Optional[int] = ..., covered: _Optional[float] = ...) -> None: ...
+
+class Banded(_message.Message):
+    __slots__ = ("value", "low", "high")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class DriftState(_message.Message):
+    __slots__ = ("of", "reference_rows", "rows", "evidence", "false_alarm", "alarm")
+    OF_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    of: str
+    reference_rows: int
+    rows: int
+    evidence: float
+    false_alarm: float
+    alarm: bool
+    def __init__(self, of: _Optional[str] = ..., reference_rows: _Optional[int] = ..., rows: _Optional[int] = ..., evidence: _Optional[float] = ..., false_alarm: _Optional[float] = ..., alarm: bool = ...) -> None: ...
+
+class Observed(_message.Message):
+    __slots__ = ("calibration_id", "rows", "first_seconds", "last_seconds", "negative_log_likelihood", "accuracy", "brier_score", "expected_calibration_error", "root_mean_squared_error", "coverage", "served_coverage", "covered_rows", "drift", "streams")
+    CALIBRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    BRIER_SCORE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_CALIBRATION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    ROOT_MEAN_SQUARED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    COVERED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    calibration_id: str
+    rows: int
+    first_seconds: float
+    last_seconds: float
+    negative_log_likelihood: Banded
+    accuracy: Banded
+    brier_score: Banded
+    expected_calibration_error: Banded
+    root_mean_squared_error: Banded
+    coverage: Banded
+    served_coverage: float
+    covered_rows: int
+    drift: _containers.RepeatedCompositeFieldContainer[DriftState]
+    streams: _containers.RepeatedCompositeFieldContainer[StreamState]
+    def __init__(self, calibration_id: _Optional[str] = ..., rows: _Optional[int] = ..., first_seconds: _Optional[float] = ..., last_seconds: _Optional[float] = ..., negative_log_likelihood: _Optional[_Union[Banded, _Mapping]] = ..., accuracy: _Optional[_Union[Banded, _Mapping]] = ..., brier_score: _Optional[_Union[Banded, _Mapping]] = ..., expected_calibration_error: _Optional[_Union[Banded, _Mapping]] = ..., root_mean_squared_error: _Optional[_Union[Banded, _Mapping]] = ..., coverage: _Optional[_Union[Banded, _Mapping]] = ..., served_coverage: _Optional[float] = ..., covered_rows: _Optional[int] = ..., drift: _Optional[_Iterable[_Union[DriftState, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("model", "version", "state", "reason", "task", "calibration_id")
@@ -437,8 +537,22 @@ class SiteInfo(_message.Message):
     balanced: bool
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., rate: _Optional[float] = ..., shape: _Optional[_Iterable[str]] = ..., balanced: bool = ...) -> None: ...
 
+class Selective(_message.Message):
+    __slots__ = ("quantity", "threshold", "risk", "confidence", "accepted")
+    QUANTITY_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    RISK_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    quantity: str
+    threshold: float
+    risk: float
+    confidence: float
+    accepted: float
+    def __init__(self, quantity: _Optional[str] = ..., threshold: _Optional[float] = ..., risk: _Optional[float] = ..., confidence: _Optional[float] = ..., accepted: _Optional[float] = ...) -> None: ...
+
 class CalibrationInfo(_message.Message):
-    __slots__ = ("id", "method", "parameters", "draws", "seed", "design", "rows", "data_fingerprint")
+    __slots__ = ("id", "method", "parameters", "draws", "seed", "design", "rows", "data_fingerprint", "stopping", "estimator", "conformal", "condition", "score_rows", "selective")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -454,6 +568,12 @@ class CalibrationInfo(_message.Message):
     DESIGN_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DATA_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    CONFORMAL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SELECTIVE_FIELD_NUMBER: _ClassVar[int]
     id: str
     method: str
     parameters: _containers.ScalarMap[str, float]
@@ -462,7 +582,13 @@ class CalibrationInfo(_message.Message):
     design: Design
     rows: int
     data_fingerprint: str
-    def __init__(self, id: _Optional[str] = ..., method: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., design: _Optional[_Union[Design, str]] = ..., rows: _Optional[int] = ..., data_fingerprint: _Optional[str] = ...) -> None: ...
+    stopping: Stopping
+    estimator: Estimator
+    conformal: str
+    condition: str
+    score_rows: int
+    selective: Selective
+    def __init__(self, id: _Optional[str] = ..., method: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., design: _Optional[_Union[Design, str]] = ..., rows: _Optional[int] = ..., data_fingerprint: _Optional[str] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., conformal: _Optional[str] = ..., condition: _Optional[str] = ..., score_rows: _Optional[int] = ..., selective: _Optional[_Union[Selective, _Mapping]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model", "version")
@@ -473,7 +599,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("status", "inputs", "head", "class_names", "outputs", "sites", "design", "group_size", "default_draws", "default_seed", "calibration", "onnx_parity", "warnings", "checksums", "max_rows", "max_draws")
+    __slots__ = ("status", "inputs", "head", "class_names", "outputs", "sites", "design", "group_size", "default_draws", "default_seed", "calibration", "onnx_parity", "warnings", "checksums", "max_rows", "max_draws", "observed")
     class ChecksumsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -497,6 +623,7 @@ class GetModelResponse(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAWS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     status: ModelStatus
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSignature]
     head: str
@@ -513,7 +640,8 @@ class GetModelResponse(_message.Message):
     checksums: _containers.ScalarMap[str, str]
     max_rows: int
     max_draws: int
-    def __init__(self, status: _Optional[_Union[ModelStatus, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorSignature, _Mapping]]] = ..., head: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., outputs: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., design: _Optional[_Union[Design, str]] = ..., group_size: _Optional[int] = ..., default_draws: _Optional[int] = ..., default_seed: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., onnx_parity: _Optional[float] = ..., warnings: _Optional[_Iterable[str]] = ..., checksums: _Optional[_Mapping[str, str]] = ..., max_rows: _Optional[int] = ..., max_draws: _Optional[int] = ...) -> None: ...
+    observed: _containers.RepeatedCompositeFieldContainer[Observed]
+    def __init__(self, status: _Optional[_Union[ModelStatus, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorSignature, _Mapping]]] = ..., head: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., outputs: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., design: _Optional[_Union[Design, str]] = ..., group_size: _Optional[int] = ..., default_draws: _Optional[int] = ..., default_seed: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., onnx_parity: _Optional[float] = ..., warnings: _Optional[_Iterable[str]] = ..., checksums: _Optional[_Mapping[str, str]] = ..., max_rows: _Optional[int] = ..., max_draws: _Optional[int] = ..., observed: _Optional[_Iterable[_Union[Observed, _Mapping]]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("model", "version")

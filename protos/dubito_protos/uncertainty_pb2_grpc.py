@@ -95,7 +95,7 @@ class UncertaintyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Observe(self, request, context):
-        """Brings the label of an earlier prediction back.
+        """Brings the labels of an earlier prediction back; needs a server that keeps observations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class UncertaintyServiceStub:
     Evaluate: grpc.UnaryUnaryMultiCallable[dubito_protos.uncertainty_pb2.EvaluateRequest, dubito_protos.uncertainty_pb2.EvaluateResponse]
     """The standard path: dropout off, one pass of the exported ONNX network."""
     Observe: grpc.UnaryUnaryMultiCallable[dubito_protos.uncertainty_pb2.ObserveRequest, dubito_protos.uncertainty_pb2.ObserveResponse]
-    """Brings the label of an earlier prediction back."""
+    """Brings the labels of an earlier prediction back; needs a server that keeps observations."""
 
 @typing.type_check_only
 class UncertaintyServiceAsyncStub(UncertaintyServiceStub):
@@ -56,7 +56,7 @@ class UncertaintyServiceAsyncStub(UncertaintyServiceStub):
     Evaluate: grpc.aio.UnaryUnaryMultiCallable[dubito_protos.uncertainty_pb2.EvaluateRequest, dubito_protos.uncertainty_pb2.EvaluateResponse]  # type: ignore[assignment]
     """The standard path: dropout off, one pass of the exported ONNX network."""
     Observe: grpc.aio.UnaryUnaryMultiCallable[dubito_protos.uncertainty_pb2.ObserveRequest, dubito_protos.uncertainty_pb2.ObserveResponse]  # type: ignore[assignment]
-    """Brings the label of an earlier prediction back."""
+    """Brings the labels of an earlier prediction back; needs a server that keeps observations."""
 
 class UncertaintyServiceServicer(metaclass=abc.ABCMeta):
     """Monte Carlo predictions, the standard (deterministic) path, and labels that come back."""
@@ -99,7 +99,7 @@ class UncertaintyServiceServicer(metaclass=abc.ABCMeta):
         request: dubito_protos.uncertainty_pb2.ObserveRequest,
         context: _ServicerContext,
     ) -> typing.Union[dubito_protos.uncertainty_pb2.ObserveResponse, collections.abc.Awaitable[dubito_protos.uncertainty_pb2.ObserveResponse]]:
-        """Brings the label of an earlier prediction back."""
+        """Brings the labels of an earlier prediction back; needs a server that keeps observations."""
 
 def add_UncertaintyServiceServicer_to_server(servicer: UncertaintyServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 

@@ -31,6 +31,24 @@ from dubito_models.errors import DubitoError
 @click.option("--pass-bytes", type=int, help="Memory of the largest value of a pass.  [default: 67108864]")
 @click.option("--max-rows", type=int, help="Most rows of a request.  [default: 10000]")
 @click.option("--max-draws", type=int, help="Most draws of a request.  [default: 10000]")
+@click.option(
+    "--state",
+    metavar="DIR|URL",
+    help="Take labels back: keep them in a folder (SQLite), or for several replicas in postgresql+psycopg://...",
+)
+@click.option(
+    "--receipt-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Signs receipts, for replicas to share; without it a key is kept with the state.",
+)
+@click.option("--receipt-days", type=float, help="For which a receipt is good.  [default: 30]")
+@click.option(
+    "--keep-inputs/--no-keep-inputs", default=None, help="Keep the inputs of labelled rows too.  [default: no]"
+)
+@click.option("--state-rows", type=int, help="Labelled rows to keep, the newest.  [default: 1000000]")
+@click.option("--observed-rows", type=int, help="Newest rows that rolling scores are of.  [default: 1000]")
+@click.option("--adaptation", type=float, help="Step by which a label moves its stream's coverage.  [default: 0.01]")
+@click.option("--false-alarm", type=float, help="Probability of a false alarm of drift, of each test.  [default: 0.01]")
 @click.option("--grace-seconds", type=float, help="For calls in flight when the server is stopped.  [default: 30]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
 def serve(**flags: Any) -> None:

@@ -5,6 +5,10 @@ DubitoError
 ├── QueueFull                    says when to come back
 ├── DeadlineMissed               nothing to answer with before the deadline
 ├── Draining                     the server finishes what it has, and takes nothing new
+├── StateUnset                   nothing is kept of labels here; names the setting
+├── StateUnavailable             the store of observations does not answer; says when to come back
+├── AlreadyObserved              other labels of this prediction came before
+├── CannotOpenState              the store of observations cannot be opened
 └── CannotListen                 the address is taken, or not ours
 """
 
@@ -49,6 +53,36 @@ class Draining(DubitoError):
     """The server is stopping."""
 
 
+class StateUnset(DubitoError):
+    """The server keeps no observations, which `field` would need."""
+
+    def __init__(self, field: str, given: object) -> None:
+        self.field, self.given = field, str(given)
+        self.accepted = "this only by a server that keeps observations: dubito serve --state (DUBITO_STATE)"
+        super().__init__(f"{field}: got {given}; accepted: {self.accepted}")
+
+
+class StateUnavailable(DubitoError):
+    """The store of observations does not answer now; `retry_after` seconds may help."""
+
+    def __init__(self, what: str, retry_after: float = 1.0) -> None:
+        super().__init__(f"the store of observations {what}; come back in {retry_after:.2g} s")
+        self.retry_after = retry_after
+
+
+class AlreadyObserved(DubitoError):
+    """Other labels of the same prediction came before, and count."""
+
+    def __init__(self, prediction_id: str) -> None:
+        self.field, self.given = "label", f"other labels of {prediction_id} than before"
+        self.accepted = "the same labels once more; each prediction counts once"
+        super().__init__(f"{self.field}: got {self.given}; accepted: {self.accepted}")
+
+
+class CannotOpenState(DubitoError):
+    """The store of observations cannot be opened."""
+
+
 class CannotListen(DubitoError):
     """The server cannot listen at the address."""
 
@@ -61,6 +95,9 @@ _CODES: dict[type[DubitoError], grpc.StatusCode] = {
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineMissed: grpc.StatusCode.DEADLINE_EXCEEDED,
     Draining: grpc.StatusCode.UNAVAILABLE,
+    StateUnset: grpc.StatusCode.FAILED_PRECONDITION,
+    StateUnavailable: grpc.StatusCode.UNAVAILABLE,
+    AlreadyObserved: grpc.StatusCode.ALREADY_EXISTS,
 }
 
 
@@ -80,9 +117,9 @@ def refusal(error: Exception) -> Refusal | None:
         return None
     message = shorten(str(error), _LONGEST_MESSAGE)
     detail: Message | None = None
-    if isinstance(error, (InvalidArgument, NotServed)):
+    if isinstance(error, (InvalidArgument, NotServed, StateUnset, AlreadyObserved)):
         detail = _bad_request(error.field, error.given, error.accepted, code.name)
-    elif isinstance(error, QueueFull):
+    elif isinstance(error, (QueueFull, StateUnavailable)):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         detail = RetryInfo(retry_delay=delay)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dubito_models.calibration import Calibration
-from dubito_models.engine import Estimator, Plan, SamplingSpec
-from dubito_models.errors import InvalidArgument, NotImplementedYet
+from dubito_models.calibration import Calibration, Selective
+from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Task
 from dubito_models.manifest import InputSignature, Manifest
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason, Validity
+from dubito_models.sampling import Estimator, Plan, SamplingSpec
 from dubito_models.standard import Evaluation
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
+from dubito_service.errors import StateUnset
+from dubito_service.observing import Issued
 from dubito_service.registry import Entry, Registry
 
 MAX_QUANTILES = 32
+MAX_STREAM = 128  # characters of a stream's name
 _WORKING_BYTES = 2**30  # of what is kept of a request's draws until it is answered
 
 _DESIGNS: dict[int, Design | None] = {
@@ -39,8 +42,8 @@ _SCOPES = {
 }
 _SCOPE_CODES = {MaskScope.DRAW.value: pb.MASK_SCOPE_DRAW, MaskScope.ROW.value: pb.MASK_SCOPE_ROW}
 _LINEAR_DRAWS = 128  # as many draws cost about as much as the linear ones of the estimator
-_ESTIMATORS = {
-    pb.ESTIMATOR_UNSPECIFIED: Estimator.PLAIN,
+_ESTIMATORS: dict[int, Estimator | None] = {
+    pb.ESTIMATOR_UNSPECIFIED: None,
     pb.ESTIMATOR_PLAIN: Estimator.PLAIN,
     pb.ESTIMATOR_LINEARIZED: Estimator.LINEARIZED,
 }
@@ -63,24 +66,29 @@ _STOP_REASONS = {
     StopReason.LOAD: pb.STOP_REASON_LOAD,
 }
 _RULES = {
-    pb.STOPPING_RULE_UNSPECIFIED: StoppingRule.NONE,
     pb.STOPPING_RULE_NONE: StoppingRule.NONE,
     pb.STOPPING_RULE_TOLERANCE: StoppingRule.TOLERANCE,
     pb.STOPPING_RULE_DECISION: StoppingRule.DECISION,
     pb.STOPPING_RULE_THRESHOLD: StoppingRule.THRESHOLD,
 }
+_RULE_CODES = {rule: code for code, rule in _RULES.items()}
 _QUANTITIES = {
     pb.STOPPING_QUANTITY_UNSPECIFIED: Quantity.MEAN,
     pb.STOPPING_QUANTITY_MEAN: Quantity.MEAN,
     pb.STOPPING_QUANTITY_PREDICTIVE_ENTROPY: Quantity.PREDICTIVE_ENTROPY,
     pb.STOPPING_QUANTITY_MUTUAL_INFORMATION: Quantity.MUTUAL_INFORMATION,
 }
+_QUANTITY_CODES = {quantity: code for code, quantity in _QUANTITIES.items()}  # the last of equals: the named one
 _COLUMN_KINDS = {"number": pb.COLUMN_KIND_NUMBER, "category": pb.COLUMN_KIND_CATEGORY}
 _VALIDITY = {
     Validity.NONE: pb.CALIBRATION_VALIDITY_NONE,
     Validity.APPROXIMATE: pb.CALIBRATION_VALIDITY_APPROXIMATE,
     Validity.EXACT: pb.CALIBRATION_VALIDITY_EXACT,
 }
+
+
+# What a stream asks of conformal prediction now, by version, calibration, name and the coverage that it wants.
+Adapt = Callable[[ModelVersion, str, str, float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,9 @@ class Prediction:
     plan: Plan
     id: str
     warnings: tuple[str, ...]
+    stream: str = ""
+    coverage: float | None = None  # of sets or intervals, as asked
+    served_coverage: float | None = None  # at which they are made, 0 to 1: in a stream another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +136,38 @@ class Spent:
     total: float
 
 
-def read_prediction(request: pb.PredictRequest, registry: Registry, limits: RequestLimits) -> Prediction:
-    """Check everything that a `PredictRequest` asks.
+def read_prediction(
+    request: pb.PredictRequest, registry: Registry, limits: RequestLimits, adapt: Adapt | None = None
+) -> Prediction:
+    """Check everything that a `PredictRequest` asks; `adapt`: says what streams ask for, None where none are kept.
 
-    Raises `NotServed`, `InvalidArgument` or `NotImplementedYet`.
+    Raises `NotServed`, `InvalidArgument`, `StateUnset` or `NotImplementedYet`.
     """
     version = _find(request, registry)
     inputs, rows = _read_inputs(request.inputs, version, limits)
-    plan = _read_sampling(request, version, rows, limits)
-    _check_work(plan, rows, version.manifest, limits)
     calibration = version.calibration
-    return Prediction(
-        version, calibration, inputs, rows, plan, request.id, tuple(_ignored(request, version, calibration))
-    )
+    coverage = _read_coverage(request.output, version, calibration)
+    stream = _read_stream(request.output, coverage, adapt)
+    served = coverage
+    if stream and coverage is not None and calibration is not None and adapt is not None:
+        served = adapt(version, calibration.id, stream, coverage)
+    plan = _read_sampling(request, version, calibration, rows, limits, served)
+    _check_work(plan, rows, version.manifest, limits)
+    warnings = tuple(_ignored(request, version, calibration))
+    return Prediction(version, calibration, inputs, rows, plan, request.id, warnings, stream, coverage, served)
+
+
+def _read_stream(output: pb.OutputSpec, coverage: float | None, adapt: Adapt | None) -> str:
+    stream = output.stream
+    if not stream:
+        return ""
+    if adapt is None:
+        raise StateUnset("output.stream", repr(stream))
+    if len(stream) > MAX_STREAM or not stream.isprintable():
+        raise InvalidArgument("output.stream", repr(stream), f"at most {MAX_STREAM} printable characters")
+    if coverage is None:
+        raise InvalidArgument("output.stream", repr(stream), "this only with output.coverage, which it adapts")
+    return stream
 
 
 def read_evaluation(request: pb.EvaluateRequest, registry: Registry, limits: RequestLimits) -> StandardRequest:
@@ -170,9 +200,16 @@ def _read_inputs(
     return read, int(next(iter(read.values())).shape[0])
 
 
-def _read_sampling(request: pb.PredictRequest, version: ModelVersion, rows: int, limits: RequestLimits) -> Plan:
+def _read_sampling(
+    request: pb.PredictRequest,
+    version: ModelVersion,
+    calibration: Calibration | None,
+    rows: int,
+    limits: RequestLimits,
+    coverage: float | None,
+) -> Plan:
     asked = request.sampling
-    _check_unserved(request)
+    _check_choices(asked)
     most, least = _read_draws(asked, "max_draws", limits), _read_draws(asked, "min_draws", limits)
     if len(asked.quantiles) > MAX_QUANTILES:
         raise InvalidArgument("sampling.quantiles", f"{len(asked.quantiles)} of them", f"at most {MAX_QUANTILES}")
@@ -189,11 +226,18 @@ def _read_sampling(request: pb.PredictRequest, version: ModelVersion, rows: int,
             quantiles=tuple(asked.quantiles),
             raw_draws=asked.raw_draws,
             joint=asked.joint,
+            coverage=_inside(coverage),
             uncalibrated=request.output.uncalibrated,
         )
-        return version.engine.plan(spec, affordable=min(limits.max_draws, limits.max_work // max(1, rows)))
+        affordable = min(limits.max_draws, limits.max_work // max(1, rows))
+        return version.engine.plan(spec, affordable, calibration)
     except InvalidArgument as error:
         raise InvalidArgument(f"sampling.{error.field}", error.given, error.accepted) from None
+
+
+def _inside(coverage: float | None) -> float | None:
+    """Return a coverage that conformal prediction knows; what is served at its ends is written without it."""
+    return 0.5 if coverage in (0.0, 1.0) else coverage
 
 
 def _read_draws(asked: pb.SamplingSpec, name: Literal["min_draws", "max_draws"], limits: RequestLimits) -> int | None:
@@ -205,31 +249,41 @@ def _read_draws(asked: pb.SamplingSpec, name: Literal["min_draws", "max_draws"],
     return draws
 
 
-def _read_stopping(asked: pb.Stopping) -> Stopping:
-    if asked.rule not in _RULES:
+def _read_stopping(asked: pb.Stopping) -> Stopping | None:
+    """Read a rule; None, as calibrated, where neither it nor a target is given."""
+    if asked.rule not in pb.StoppingRule.values():
         raise InvalidArgument("stopping.rule", asked.rule, ", ".join(pb.StoppingRule.keys()))
     if asked.quantity not in _QUANTITIES:
         raise InvalidArgument("stopping.quantity", asked.quantity, ", ".join(pb.StoppingQuantity.keys()))
-    implied = asked.rule == pb.STOPPING_RULE_UNSPECIFIED and asked.HasField("target")
-    return Stopping(
-        rule=StoppingRule.TOLERANCE if implied else _RULES[asked.rule],
+    implied = StoppingRule.TOLERANCE if asked.HasField("target") else StoppingRule.NONE
+    found = Stopping(
+        rule=_RULES.get(asked.rule, implied),
         quantity=_QUANTITIES[asked.quantity],
         target=asked.target if asked.HasField("target") else None,
         level=asked.level if asked.HasField("level") else 0.95,
     )
+    unsaid = asked.rule == pb.STOPPING_RULE_UNSPECIFIED and found.rule is StoppingRule.NONE
+    return None if unsaid else found
 
 
-def _check_unserved(request: pb.PredictRequest) -> None:
-    asked, output = request.sampling, request.output
+def _check_choices(asked: pb.SamplingSpec) -> None:
     accepted = [pb.Design.Name(code) for code in _DESIGNS]
     if asked.design not in _DESIGNS:
         raise InvalidArgument("sampling.design", _name(pb.Design, asked.design), ", ".join(accepted))
     _check_choice("sampling.mask_scope", pb.MaskScope, asked.mask_scope)
     _check_choice("sampling.estimator", pb.Estimator, asked.estimator)
-    if output.HasField("coverage") and not 0 < output.coverage < 1:
+
+
+def _read_coverage(output: pb.OutputSpec, version: ModelVersion, calibration: Calibration | None) -> float | None:
+    if not output.HasField("coverage"):
+        return None
+    if not 0 < output.coverage < 1:
         raise InvalidArgument("output.coverage", output.coverage, "between 0 and 1, both excluded")
-    if output.HasField("coverage"):
-        raise NotImplementedYet("output.coverage: prediction sets are not served yet")
+    if calibration is None or not calibration.conformal:
+        label = f"{version.name} version {version.version}"
+        accepted = f"none: {label} has no calibration with scores for it (dubito calibrate makes them)"
+        raise InvalidArgument("output.coverage", output.coverage, accepted)
+    return output.coverage
 
 
 def _check_choice(field: str, enum: Any, value: int) -> None:
@@ -284,8 +338,29 @@ def _ignored(request: pb.PredictRequest, version: ModelVersion, calibration: Cal
         yield "uncalibrated has no effect: this version has no calibration"
 
 
-def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) -> pb.PredictResponse:
-    """Write the answer to a `PredictRequest`, or one on the way to it."""
+def settle_coverage(predictive: Predictive, served: float | None) -> Predictive:
+    """Put everything, or nothing, in the place of sets and intervals where a stream asks for a coverage of 1, or 0.
+
+    Every class or none; the whole line, or a point at the mean, which counts as holding no label.
+    """
+    if served not in (0.0, 1.0):
+        return predictive
+    answer = predictive.answer
+    if isinstance(answer, Classification):
+        chosen = np.full(answer.probabilities.shape, served == 1.0)
+        return replace(predictive, answer=replace(answer, prediction_set=chosen))
+    reach = np.full((*answer.mean.shape, 2), [-np.inf, np.inf])
+    interval = reach if served == 1.0 else np.repeat(answer.mean[..., None], 2, -1)
+    return replace(predictive, answer=replace(answer, prediction_interval=interval))
+
+
+def write_prediction(
+    asked: Prediction, predictive: Predictive, spent: Spent, issued: Issued | None = None
+) -> pb.PredictResponse:
+    """Write the answer to a `PredictRequest`, or one on the way to it; the last one with what was `issued` for it."""
+    issued, validity = issued or Issued(), predictive.calibration_validity
+    if asked.stream and validity is Validity.EXACT:
+        validity = Validity.APPROXIMATE  # the level was chosen by labels that came back
     reply = pb.PredictResponse(
         model=asked.version.name,
         version=asked.version.version,
@@ -299,12 +374,17 @@ def write_prediction(asked: Prediction, predictive: Predictive, spent: Spent) ->
         mask_scope=_SCOPE_CODES[predictive.scope],
         estimator=_ESTIMATOR_CODES[predictive.estimator],
         calibration_id=predictive.calibration_id,
-        calibration_validity=_VALIDITY[predictive.calibration_validity],
-        warnings=asked.warnings,
+        calibration_validity=_VALIDITY[validity],
+        warnings=(*asked.warnings, *([issued.warning] if issued.warning else [])),
         timings=_timings(spent),
         raw_draws=_encode(predictive.raw_draws),
         joint_covariance=_encode(predictive.joint_covariance),
         final=StopReason.UNFINISHED not in predictive.stop_reason,
+        coverage=asked.coverage,
+        served_coverage=asked.served_coverage,
+        abstain=_encode(predictive.abstain),
+        prediction_id=issued.prediction_id,
+        receipt=issued.receipt,
     )
     if StopReason.DEADLINE in predictive.stop_reason:
         used = int(predictive.draws.min())
@@ -333,6 +413,10 @@ def _write_classification(answer: Classification) -> pb.Classification:
         mutual_information=_encode(answer.mutual_information),
         standard_deviation=_encode(answer.standard_deviation),
         plain_mutual_information=_encode(answer.plain_mutual_information),
+        variation_ratio=_encode(answer.variation_ratio),
+        disagreement=_encode(answer.disagreement),
+        margin=tensors.encode(answer.margin),
+        prediction_set=_encode(answer.prediction_set),
     )
 
 
@@ -345,6 +429,7 @@ def _write_regression(answer: Regression) -> pb.Regression:
         interval=_encode(answer.interval),
         interval_level=answer.interval_level,
         quantiles=_encode(answer.quantiles),
+        prediction_interval=_encode(answer.prediction_interval),
     )
 
 
@@ -396,8 +481,8 @@ def read_name(request: pb.GetModelRequest, registry: Registry) -> Entry:
     return registry.entry(request.model, request.version if request.HasField("version") else None)
 
 
-def write_model(entry: Entry, limits: RequestLimits) -> pb.GetModelResponse:
-    """Write what a version is; of one that failed to load, only its state."""
+def write_model(entry: Entry, limits: RequestLimits, observed: Sequence[pb.Observed] = ()) -> pb.GetModelResponse:
+    """Write what a version is and what labels say of it; of one that failed to load, only its state."""
     status = _write_status(entry)
     if entry.loaded is None:
         return pb.GetModelResponse(status=status)
@@ -422,6 +507,7 @@ def write_model(entry: Entry, limits: RequestLimits) -> pb.GetModelResponse:
         checksums=manifest.checksums,
         max_rows=limits.max_rows,
         max_draws=limits.max_draws,
+        observed=observed,
     )
 
 
@@ -456,4 +542,36 @@ def _write_calibration(calibration: Calibration | None) -> pb.CalibrationInfo | 
         design=_DESIGN_CODES[calibration.design],
         rows=calibration.rows,
         data_fingerprint=calibration.data_fingerprint,
+        stopping=_write_stopping(calibration.stopping),
+        estimator=_ESTIMATOR_CODES[calibration.estimator.value],
+        conformal=calibration.conformal[-1].conformal.method if calibration.conformal else "",
+        condition=_condition(calibration),
+        score_rows=calibration.score_rows,
+        selective=_write_selective(calibration.selective),
+    )
+
+
+def _write_stopping(rule: Stopping) -> pb.Stopping:
+    if rule.rule is StoppingRule.NONE:
+        return pb.Stopping(rule=pb.STOPPING_RULE_NONE)
+    quantity = _QUANTITY_CODES[rule.quantity]
+    return pb.Stopping(rule=_RULE_CODES[rule.rule], quantity=quantity, target=rule.target, level=rule.level)
+
+
+def _condition(calibration: Calibration) -> str:
+    if not calibration.conformal:
+        return ""
+    condition = calibration.conformal[-1].conformal.condition
+    return condition if calibration.grouping is None else f"{condition} {calibration.grouping.name}"
+
+
+def _write_selective(found: Selective | None) -> pb.Selective | None:
+    if found is None:
+        return None
+    return pb.Selective(
+        quantity=found.quantity,
+        threshold=found.threshold,
+        risk=found.risk,
+        confidence=1.0 - found.delta,
+        accepted=found.accepted,
     )

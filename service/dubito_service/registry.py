@@ -29,12 +29,29 @@ class Registry:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries: dict[str, dict[int, Entry]] = {}
+        self._refused: set[str] = set()
         for entry in sorted(entries, key=lambda entry: (entry.model, entry.version)):
             self._entries.setdefault(entry.model, {})[entry.version] = entry
 
     def entries(self) -> tuple[Entry, ...]:
         """Return every version, by model and number."""
         return tuple(entry for versions in self._entries.values() for entry in versions.values())
+
+    def refresh_calibrations(self) -> None:
+        """Take up calibrations that were switched on disk; where one cannot be read, the old one stays."""
+        for entry in self.entries():
+            if entry.loaded is None:
+                continue
+            label = f"model={entry.model} version={entry.version}"
+            try:
+                if entry.loaded.refresh_calibration():
+                    now = entry.loaded.calibration
+                    log.info("calibration switched %s calibration=%s", label, "none" if now is None else now.id)
+                self._refused.discard(label)
+            except DubitoError as error:
+                if label not in self._refused:  # said once, not every second
+                    log.warning("calibration refused %s reason=%s", label, error)
+                self._refused.add(label)
 
     def entry(self, model: str, version: int | None) -> Entry:
         """Return one version, loaded or failed; the newest loaded one for None. `NotServed` where there is none."""

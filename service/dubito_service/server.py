@@ -22,6 +22,8 @@ from dubito_service.guard import Guard
 from dubito_service.health import SERVICE as HEALTH
 from dubito_service.health import Health
 from dubito_service.messages import RequestLimits
+from dubito_service.observations import Rules
+from dubito_service.observing import Observer, ObservingRules, open_observer
 from dubito_service.registry import load_registry
 from dubito_service.servicers import SERVICES, ModelServicer, UncertaintyServicer
 from dubito_service.settings import Settings
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _FAREWELL_SECONDS = 1.0  # for last replies to leave, and for watchers of the health
 _LAST_STEP_SECONDS = 5.0
+_LAST_WRITE_SECONDS = 5.0
 
 
 class Server:
@@ -56,10 +59,12 @@ class Server:
             time.monotonic,
         )
         self.standard = StandardWorker(settings.queue_rows, time.monotonic)
+        self.observer = None if settings.state is None else _observer(settings, settings.state)
         self._guard = Guard(SERVICES)
         self._health = Health(SERVICES)
         self._grpc = self._compose()
         self.port = _bind(self._grpc, settings)
+        self._watching: asyncio.Task[None] | None = None
 
     def _compose(self) -> grpc.aio.Server:
         settings = self._settings
@@ -71,9 +76,10 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
             ],
         )
-        uncertainty = UncertaintyServicer(self.registry, self.device, self.standard, limits, time.monotonic)
+        clock = time.monotonic
+        uncertainty = UncertaintyServicer(self.registry, self.device, self.standard, limits, clock, self.observer)
         pb_grpc.add_UncertaintyServiceServicer_to_server(uncertainty, server)
-        pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits), server)
+        pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits, self.observer), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
         return server
@@ -95,20 +101,43 @@ class Server:
     async def start(self) -> None:
         """Answer calls from now on."""
         self.device.start()
+        if self.observer is not None:
+            self.observer.start()
         await self._grpc.start()
+        if self._settings.calibration_seconds:
+            self._watching = asyncio.create_task(self._watch_calibrations(self._settings.calibration_seconds))
         log.info("started address=%s", self.address)
+
+    async def _watch_calibrations(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await asyncio.to_thread(self.registry.refresh_calibrations)
+            except Exception:  # whatever lies on the disk, it looks again
+                log.exception("calibrations could not be looked for")
 
     async def stop(self, grace: float | None = None) -> bool:
         """Refuse new calls, finish those in flight within the grace, and end; False where a pass will not end."""
         log.info("draining calls=%d", self._guard.in_flight)
+        if self._watching is not None:
+            self._watching.cancel()
         self._health.stop()
         drained = await self._guard.drain(self._settings.grace_seconds if grace is None else grace)
         self.device.close()
         await self._grpc.stop(_FAREWELL_SECONDS)
         self.standard.close()
-        ended = self.device.join(_LAST_STEP_SECONDS)
+        written = self.observer is None or await self.observer.close(_LAST_WRITE_SECONDS)
+        ended = self.device.join(_LAST_STEP_SECONDS) and written
         log.info("stopped drained=%s", drained)
         return ended
+
+
+def _observer(settings: Settings, state: str) -> Observer:
+    rules = ObservingRules(
+        settings.receipt_days, settings.keep_inputs, settings.observed_rows, settings.max_message_bytes // 2
+    )
+    kept = Rules(settings.state_rows, settings.adaptation, settings.false_alarm)
+    return open_observer(state, settings.receipt_key_file, kept, rules, time.time)
 
 
 def _address(host: str, port: int) -> str:

@@ -10,10 +10,15 @@ from typing import Any
 import grpc
 
 from dubito_models.errors import NotImplementedYet
+from dubito_models.package import ModelVersion
+from dubito_models.predictive import StopReason
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
-from dubito_service import messages
-from dubito_service.messages import Prediction, RequestLimits, Spent
+from dubito_service import messages, observed_messages
+from dubito_service.errors import NotServed, StateUnset
+from dubito_service.messages import Prediction, RequestLimits, Spent, settle_coverage
+from dubito_service.observing import Issued, Observer, find_reference
+from dubito_service.receipts import Receipt
 from dubito_service.registry import Registry
 from dubito_service.worker import Clock, DeviceWorker, Drawn, Request, StandardWorker
 
@@ -31,19 +36,36 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
         standard: StandardWorker,
         limits: RequestLimits,
         clock: Clock,
+        observer: Observer | None = None,
     ) -> None:
         self._registry = registry
         self._device = device
         self._standard = standard
         self._limits = limits
         self._clock = clock
+        self._observer = observer
+        self._adapt = None if observer is None else observer.coverage_to_ask
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Predict with dropout active."""
         arrived = self._clock()
-        asked = messages.read_prediction(request, self._registry, self._limits)
-        drawn = await self._device.draw(_work(asked, arrived, context))
-        return messages.write_prediction(asked, drawn.predictive, self._spent(drawn, arrived))
+        asked = messages.read_prediction(request, self._registry, self._limits, self._adapt)
+        return self._answer(asked, await self._device.draw(_work(asked, arrived, context)), arrived)
+
+    def _answer(self, asked: Prediction, drawn: Drawn, arrived: float) -> pb.PredictResponse:
+        """Write an answer; the last one comes with a receipt."""
+        predictive, issued = settle_coverage(drawn.predictive, asked.served_coverage), Issued()
+        if self._observer is not None and StopReason.UNFINISHED not in predictive.stop_reason:
+            issued = self._observer.issue(
+                asked.version,
+                asked.calibration,
+                asked.inputs,
+                predictive,
+                stream=asked.stream,
+                coverage=asked.coverage,
+                served_coverage=asked.served_coverage,
+            )
+        return messages.write_prediction(asked, predictive, self._spent(drawn, arrived), issued)
 
     def _spent(self, drawn: Drawn, arrived: float) -> Spent:
         return Spent(drawn.queue_seconds, drawn.compute_seconds, self._clock() - arrived)
@@ -59,10 +81,10 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
     async def PredictStream(self, request: pb.PredictRequest, context: Context) -> AsyncIterator[pb.PredictResponse]:
         """Predict with dropout active, and refine."""
         arrived = self._clock()
-        asked = messages.read_prediction(request, self._registry, self._limits)
+        asked = messages.read_prediction(request, self._registry, self._limits, self._adapt)
         async with contextlib.aclosing(self._device.watch(_work(asked, arrived, context))) as answers:
             async for drawn in answers:
-                yield messages.write_prediction(asked, drawn.predictive, self._spent(drawn, arrived))
+                yield self._answer(asked, drawn, arrived)
 
     async def PredictBulk(
         self, request_iterator: AsyncIterator[pb.PredictRequest], context: Context
@@ -72,8 +94,19 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
         yield  # makes it a stream
 
     async def Observe(self, request: pb.ObserveRequest, context: Context) -> pb.ObserveResponse:
-        """Refuse: not served yet."""
-        raise NotImplementedYet("Observe is not served yet: labels are not taken back")
+        """Take the labels of a prediction in, once."""
+        if self._observer is None:
+            raise StateUnset("receipt", f"{len(request.receipt)} bytes")
+        receipt, label = observed_messages.read_observation(request, self._observer)
+        reference = find_reference(self._held(receipt), receipt)
+        return observed_messages.write_observation(await self._observer.observe(receipt, label, reference))
+
+    def _held(self, receipt: Receipt) -> ModelVersion | None:
+        """Return the version that a receipt is of, where it is still served: its labels are scored in any case."""
+        try:
+            return self._registry.find(receipt.model, receipt.version)
+        except NotServed:
+            return None
 
 
 def _work(asked: Prediction, arrived: float, context: Context) -> Request:
@@ -91,17 +124,22 @@ def _work(asked: Prediction, arrived: float, context: Context) -> Request:
 class ModelServicer(pb_grpc.ModelServiceServicer):
     """What is served, and what it is."""
 
-    def __init__(self, registry: Registry, limits: RequestLimits) -> None:
+    def __init__(self, registry: Registry, limits: RequestLimits, observer: Observer | None = None) -> None:
         self._registry = registry
         self._limits = limits
+        self._observer = observer
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """List every version, those that failed to load with the reason."""
         return messages.write_models(self._registry.entries())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        """Describe one version."""
-        return messages.write_model(messages.read_name(request, self._registry), self._limits)
+        """Describe one version, and what labels that came back say of it."""
+        entry = messages.read_name(request, self._registry)
+        if self._observer is None or entry.loaded is None:
+            return messages.write_model(entry, self._limits)
+        observed = observed_messages.write_rolling(await self._observer.rolling(entry.loaded))
+        return messages.write_model(entry, self._limits, observed)
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Refuse: not served yet."""

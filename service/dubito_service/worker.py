@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.engine import Engine, Plan, Run, wants
+from dubito_models.engine import Engine, Run, wants
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Predictive, StopReason
+from dubito_models.sampling import Plan
 from dubito_models.standard import Evaluation
 from dubito_service.errors import DeadlineMissed, Draining, QueueFull
 from dubito_service.scheduler import Ticket, Tile, schedule

@@ -17,9 +17,10 @@ from gpu_cases import ALL, CASES, FANNED, build, make_masks, open_engine, open_p
 from torch import Tensor
 
 from dubito_models.audit import ROUNDING, audit, audit_rounding, difference
-from dubito_models.engine import Engine, SamplingSpec, wants
+from dubito_models.engine import Engine, wants
 from dubito_models.precision import Precision
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
+from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dubito_models.engine import Estimator, SamplingSpec, wants
+from dubito_models.engine import wants
 from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification, Validity
+from dubito_models.sampling import Estimator, SamplingSpec
 from dubito_models.stopping import Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 from networks import build, sample

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dubito_models.engine import SamplingSpec, wants
+from dubito_models.engine import wants
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 from networks import sample
 

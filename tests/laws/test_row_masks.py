@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dubito_models.calibration import Calibration
-from dubito_models.engine import SamplingSpec, wants
+from calibrations import calibration
+from dubito_models.engine import wants
 from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Validity
+from dubito_models.sampling import SamplingSpec
 from dubito_models.sites import Site, SiteKind
 from dubito_models.stopping import Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope, drop_bits, row_keys
@@ -167,10 +168,9 @@ def test_a_calibration_of_shared_masks_is_close_to_it_not_exact(packed: Packed) 
     rows = sample("mlp", 60)
     plan = engine.plan(SamplingSpec())
     made = {"draws": plan.max_draws, "seed": plan.seed, "design": plan.design.value, "group_size": plan.group_size}
-    fit = {"data_fingerprint": "data", "rows": 60, "nll_before": 1.0, "nll_after": 1.0}
-    calibration = Calibration("identity", program="program", **made, **fit)
+    found = calibration(**made, min_draws=plan.min_draws)
     for scope, validity in ((MaskScope.DRAW, Validity.EXACT), (ROW, Validity.APPROXIMATE)):
-        answer = engine.predict(rows, SamplingSpec(scope=scope), calibration)
+        answer = engine.predict(rows, SamplingSpec(scope=scope), found)
         assert answer.calibration_validity is validity
 
 

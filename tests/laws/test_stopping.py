@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from dubito_models.engine import Engine, Run, SamplingSpec, wants
+from dubito_models.engine import Engine, Run, wants
 from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Decoded, Task
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Classification, Moments, Regression, StopReason, gather
+from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import (
     ErrorRatios,
     Quantity,

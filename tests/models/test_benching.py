@@ -31,11 +31,11 @@ from dubito_models.benching import (
     spaced_rows,
     supply_rows,
 )
-from dubito_models.engine import SamplingSpec
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 from networks import sample
 

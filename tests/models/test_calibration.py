@@ -7,15 +7,17 @@ import pytest
 import torch
 from scipy import optimize, special
 
+from calibrations import calibration
 from dubito_models.calibration import (
-    Calibration,
     fit_noise_scale,
     fit_noise_variance,
     fit_temperature,
     negative_log_likelihood,
 )
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.errors import InvalidArgument
+from dubito_models.calibration.class_maps import Temperature
+from dubito_models.calibration.target_maps import NoiseScale
+from dubito_models.errors import CalibrationMismatch, InvalidArgument
 from dubito_models.heads import Decoded
 from dubito_models.metrics import mixture_negative_log_likelihood
 
@@ -148,37 +150,34 @@ def test_noise_is_refused_where_there_is_none_to_find() -> None:
 
 def test_a_noise_scale_acts_on_the_variance_alone() -> None:
     decoded = Decoded(mean=torch.randn(4, 3, 1).double(), variance=torch.rand(4, 3, 1).double())
-    scaled = calibration(method="noise_scale", temperature=1.0, noise_scale=3.0).apply(decoded)
+    scale = calibration(map=NoiseScale(3.0))
+    scaled = scale.apply(decoded)
     assert scaled.mean is decoded.mean
     assert scaled.variance is not None
     assert decoded.variance is not None
     torch.testing.assert_close(scaled.variance, 3 * decoded.variance)
-    assert calibration(method="noise_scale", noise_scale=3.0).parameters == {"noise_scale": 3.0}
-    assert calibration().parameters == {"temperature": 2.0}
-    assert calibration(method="identity").parameters == {}
-
-
-def calibration(**changes: object) -> Calibration:
-    values: dict[str, object] = {
-        "method": "temperature", "temperature": 2.0, "draws": 40, "seed": 0, "design": "balanced", "group_size": 10,
-        "program": "ab", "data_fingerprint": "cd", "rows": 100, "nll_before": 0.2, "nll_after": 0.1,
-    }  # fmt: skip
-    return Calibration(**(values | changes))  # type: ignore[arg-type]
+    assert (scale.method, scale.parameters) == ("noise_scale", {"factor": 3.0})
+    assert (calibration().method, calibration().parameters) == ("identity", {})
 
 
 def test_a_temperature_acts_on_each_draw_and_leaves_its_argmax() -> None:
     logs = torch.log_softmax(torch.randn(6, 5, 3, dtype=torch.float64), -1)
-    tempered = calibration().apply(Decoded(log_probabilities=logs)).log_probabilities
+    tempered = calibration(map=Temperature(2.0)).apply(Decoded(log_probabilities=logs)).log_probabilities
     assert tempered is not None
     torch.testing.assert_close(tempered, torch.log_softmax(logs / 2.0, -1))
     assert torch.equal(tempered.argmax(-1), logs.argmax(-1))
-    identity = calibration(method="identity").apply(Decoded(log_probabilities=logs))
-    assert identity.log_probabilities is logs
+    assert calibration().apply(Decoded(log_probabilities=logs)).log_probabilities is logs
+
+
+def test_draws_are_calibrated_once() -> None:
+    once = calibration().apply(Decoded(log_probabilities=torch.zeros(2, 1, 3)))
+    with pytest.raises(CalibrationMismatch, match="calibrated already"):
+        calibration(map=Temperature(2.0)).apply(once)
 
 
 def test_a_calibrations_name_is_its_content() -> None:
     assert calibration().id == calibration().id
-    assert calibration(temperature=2.1).id != calibration().id
+    assert calibration(map=Temperature(2.1)).id != calibration(map=Temperature(2.0)).id != calibration().id
 
 
 def test_a_fingerprint_tells_values_shapes_types_and_names_apart() -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dubito_models.engine import Engine, SamplingSpec
+from dubito_models.engine import Engine
 from dubito_models.errors import CalibrationMismatch, InvalidArgument, UnsupportedNetwork
 from dubito_models.fanning import POINTS
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification, Regression
 from dubito_models.program import StochasticProgram
+from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, Masks, MaskScope
 from networks import CASES, build, program_for, sample
@@ -416,7 +417,7 @@ def test_a_calibration_of_draws_made_otherwise_is_refused(versions: Mapping[str,
     plain = packed_as(deep(), tmp_path / "two", fan_out=1, **options)
     x = rows(40)
     calibration = fitted.calibrate(x.numpy(), x[:, 0].numpy())
-    assert (calibration.estimator, calibration.fan_out) == ("integrated", POINTS)
+    assert (calibration.integrated, calibration.fan_out) == (True, POINTS)
     with pytest.raises(CalibrationMismatch, match="fitted for"):
         plain.save_calibration(calibration)
 

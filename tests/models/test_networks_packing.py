@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dubito_models.engine import SamplingSpec
 from dubito_models.export import export_network, read_example
 from dubito_models.layers import ConcreteDropout
 from dubito_models.networks import CNN, MLP, RNN, ResNet, Transformer
 from dubito_models.packing import pack
 from dubito_models.program import StochasticProgram
+from dubito_models.sampling import SamplingSpec
 
 DIGITS = (1, 8, 8)
 Sites = list[tuple[str, float, int]]  # kind, rate, units of a mask; in the graph's order

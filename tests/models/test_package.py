@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dubito_models.engine import SamplingSpec
 from dubito_models.errors import (
     AuditFailed,
     CalibrationMismatch,
@@ -28,6 +27,7 @@ from dubito_models.errors import (
 from dubito_models.package import ModelVersion, Repository, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification, Regression, Validity
+from dubito_models.sampling import SamplingSpec
 from networks import mlp, sample
 
 Packed = Callable[[str], ModelVersion]
@@ -414,7 +414,7 @@ def test_a_calibration_that_was_changed_or_is_another_programs_does_not_load(ver
     x = sample("mlp", 50)["input"].numpy()
     calibration = ready.calibrate(x, np.zeros(50, np.int64))
     stored = version / "calibrations" / f"{calibration.id}.json"
-    stored.write_text(stored.read_text().replace('"rows": 50', '"rows": 51'))
+    stored.write_text(stored.read_text().replace('"score_rows": 50', '"score_rows": 51'))
     with pytest.raises(CorruptVersion, match="its content is not what its name says"):
         load_version(version)
     other = pack(mlp(), torch.randn(2, 6), repository=tmp_path / "r", name="m", task="classification", head="logits")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dubito_models.engine import SamplingSpec
 from dubito_models.errors import UnsupportedNetwork
 from dubito_models.export import ROWS
 from dubito_models.layers import (
@@ -27,6 +26,7 @@ from dubito_models.layers import (
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.replacing import replace_layers
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 from networks import program_for, random_masks, under_masks
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from dubito_models import audit, package, precision
 from dubito_models.audit import ROUNDING, audit_rounding
-from dubito_models.engine import SamplingSpec, wants
+from dubito_models.engine import wants
 from dubito_models.errors import AuditFailed, InvalidArgument
 from dubito_models.export import export_network, read_example
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.precision import Precision, has_bfloat16_products
 from dubito_models.program import StochasticProgram
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design, Masks
 from networks import Residual, mlp, under_masks
 

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dubito_models.columns import Column
-from dubito_models.engine import SamplingSpec
 from dubito_models.errors import CorruptVersion, InvalidArgument
 from dubito_models.manifest import InputSignature, Manifest
 from dubito_models.networks.tabular import TableEncoder
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Regression
+from dubito_models.sampling import SamplingSpec
 from dubito_models.tables import Table, read_table, split_table
 from houses import house_network, pack_houses, write_houses
 

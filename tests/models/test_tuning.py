@@ -10,8 +10,9 @@ import pytest
 from torch import Tensor
 
 from dubito_models import tuning
-from dubito_models.engine import Engine, Run, SamplingSpec
+from dubito_models.engine import Engine, Run
 from dubito_models.package import ModelVersion, make_rows
+from dubito_models.sampling import SamplingSpec
 from networks import sample
 
 Packed = Callable[[str], ModelVersion]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
-from dubito_models.engine import Engine, Plan, Run, SamplingSpec
+from dubito_models.engine import Engine, Run
+from dubito_models.sampling import Plan, SamplingSpec
 from dubito_service.worker import Request, WorkLimits
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dubito_models.calibration import Calibration
-from dubito_models.engine import SamplingSpec
-from dubito_models.errors import InvalidArgument, NotImplementedYet
+from calibrations import calibration
+from dubito_models.calibration import Reached, Selective
+from dubito_models.calibration.conformal import fit_classes
+from dubito_models.errors import InvalidArgument
 from dubito_models.manifest import ColumnEntry
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
+from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
@@ -207,10 +209,8 @@ def test_linear_logits_are_the_calibrations_to_allow(
     request = good()
     request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
     version = registry.find("mlp", None)
-    fit = {"data_fingerprint": "data", "rows": 60, "nll_before": 1.0, "nll_after": 1.0, "program": "program"}
-    made = {"draws": 40, "seed": 0, "design": "balanced", "group_size": 10}
-    calibration = None if allowed is None else Calibration("identity", **made, **fit, linearized=allowed)
-    monkeypatch.setattr(version, "calibration", calibration)
+    found = None if allowed is None else calibration(linearized=allowed)
+    monkeypatch.setattr(version, "calibration", found)
     warnings = read_prediction(request, registry, LIMITS).warnings
     assert [why is not None and why in text for text in warnings] == [True] * (why is not None)
 
@@ -222,17 +222,16 @@ def test_linear_logits_of_a_regression_are_refused(registry: Registry) -> None:
         read_prediction(request, registry, LIMITS)
 
 
-UNSERVED: dict[str, tuple[Break, str]] = {
-    "prediction sets": (lambda r: setattr(r.output, "coverage", 0.9), "coverage"),
-}
-
-
-@pytest.mark.parametrize("case", UNSERVED)
-def test_what_is_not_served_yet_is_refused_by_name(case: str, registry: Registry) -> None:
-    ask, named = UNSERVED[case]
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_coverage_without_scores_is_refused(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, calibrated: bool
+) -> None:
+    monkeypatch.setattr(registry.find("mlp", None), "calibration", calibration() if calibrated else None)
     request = good()
-    ask(request)
-    with pytest.raises(NotImplementedYet, match=named):
+    request.output.coverage = 0.9
+    with pytest.raises(
+        InvalidArgument, match=r"output\.coverage: got 0\.9; accepted: none: mlp version 1 has no calibration"
+    ):
         read_prediction(request, registry, LIMITS)
 
 
@@ -301,10 +300,19 @@ def answered(request: pb.PredictRequest, registry: Registry) -> tuple[Predictive
     return predictive, write_prediction(asked, predictive, SPENT)
 
 
-def test_a_classification_is_written_whole(registry: Registry) -> None:
+def test_a_classification_is_written_whole(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.arange(40) % 4
+    scores = Reached(4, fit_classes(np.eye(4)[labels] * 0.2 + 0.2, labels))
+    threshold = Selective("predictive_entropy", 1.0, 0.1, 0.05, 0.5, 0.1)
+    found = calibration(conformal=(scores,), selective=threshold)
+    monkeypatch.setattr(registry.find("mlp", None), "calibration", found)
     request = good()
     request.sampling.raw_draws = True
+    request.output.coverage = 0.9
     predictive, reply = answered(request, registry)
+    assert predictive.answer.prediction_set is not None
+    np.testing.assert_array_equal(tensors.decode(reply.abstain), predictive.answer.predictive_entropy > 1.0)
+    assert reply.coverage == 0.9
     answer = predictive.answer
     assert isinstance(answer, Classification)
     for name in answer.__slots__:
@@ -315,7 +323,7 @@ def test_a_classification_is_written_whole(registry: Registry) -> None:
     assert list(reply.stop_reason) == [pb.STOP_REASON_MAX_DRAWS] * 3
     assert (reply.model, reply.version, reply.id) == ("mlp", predictive_version(registry), "mine")
     assert (reply.seed, reply.design, reply.group_size) == (0, pb.DESIGN_BALANCED, predictive.group_size)
-    assert reply.calibration_validity == pb.CALIBRATION_VALIDITY_NONE
+    assert (reply.calibration_id, reply.calibration_validity) == (found.id, pb.CALIBRATION_VALIDITY_EXACT)
     assert (reply.timings.queue_seconds, reply.timings.compute_seconds, reply.timings.total_seconds) == (0.25, 0.5, 1.0)
     assert reply.final
 
@@ -464,4 +472,4 @@ def test_a_calibrated_answer_says_by_what_and_how_far_it_holds(packed: Packed, t
     assert answered(request, calibrated)[1].calibration_validity == pb.CALIBRATION_VALIDITY_APPROXIMATE
     info = write_model(calibrated.entry("mlp", None), LIMITS)
     assert (info.status.calibration_id, info.calibration.id) == (fitted.id, fitted.id)
-    assert (info.calibration.draws, info.calibration.design, info.calibration.rows) == (40, pb.DESIGN_BALANCED, 60)
+    assert (info.calibration.draws, info.calibration.design, info.calibration.rows) == (40, pb.DESIGN_BALANCED, 30)
