@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -115,12 +115,14 @@ def evaluate(
         steps = 1 + sum(len(ladder.amounts) for ladder in ladders(version.manifest.inputs))
         counted = _counted(progress, "shifts", steps * min(rows, MOST_ROWS))
         shifts = follow_shifts(version, labelled, seed=seed, advance=counted)
-    served = list(answers)[-1]
+    served, identity = list(answers)[-1], identify(version, labelled, data)
+    verdict = judge(card, rows, labelled.overlap)
+    verdict = replace(verdict, warnings=(*_seen(identity, labelled), *verdict.warnings))
     return Assessment(
-        identity=identify(version, labelled, data),
+        identity=identity,
         served=served,
         card=card,
-        verdict=judge(card, rows, labelled.overlap),
+        verdict=verdict,
         reliability=reliability_of(answers, labelled.targets),
         selection=select_surest(answers, labelled.targets),
         coverage=coverage_of(answers, labelled.targets),
@@ -131,6 +133,13 @@ def evaluate(
         shifts=shifts,
         set_coverage=set_coverage_of(answers[served], labelled.targets),
     )
+
+
+def _seen(identity: Identity, labelled: Labelled) -> Iterator[str]:
+    if identity.calibrated_on_these:
+        yield "The calibration was fitted to these very rows: what it gains here says little of others."
+    if labelled.part in ("train", "validation"):
+        yield "Training has seen these rows: others will be predicted less well."
 
 
 def _counted(progress: Progress | None, what: str, steps: int) -> Callable[[int], None] | None:
@@ -151,7 +160,8 @@ def identify(version: ModelVersion, labelled: Labelled, data: str) -> Identity:
     """Say which version it is, how its draws are made, and whether the rows are those of its calibration."""
     plan, calibration = version.engine.plan(SamplingSpec(), calibration=version.calibration), version.calibration
     targets = labelled.targets
-    forms = (targets, targets.astype(np.float32), targets.ravel())  # whichever it was fitted to
+    single = targets.astype(np.float32)  # as training has the targets of a regression
+    forms = (targets, single, single.astype(np.float64))
     same = {fingerprint({**labelled.inputs, "labels": some}) for some in forms}
     return Identity(
         model=version.name,
@@ -175,11 +185,12 @@ def identify(version: ModelVersion, labelled: Labelled, data: str) -> Identity:
 def describe(identity: Identity) -> dict[str, str]:
     """Say what was judged, by what it is about."""
     calibration = "none"
-    if identity.calibration is not None:
-        named = ", ".join(
+    if identity.calibration is not None and identity.calibration_method is not None:
+        numbers = ", ".join(
             f"{key.replace('_', ' ')} {value:.3g}" for key, value in identity.calibration_parameters.items()
         )
-        calibration = f"{named or identity.calibration_method}, {identity.calibration}"
+        method = identity.calibration_method.replace("_", " ")
+        calibration = f"{method}{f' ({numbers})' if numbers else ''}, {identity.calibration}"
     design = identity.design
     if design != "independent":
         design += f", in groups of {identity.group_size}"

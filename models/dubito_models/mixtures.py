@@ -14,7 +14,6 @@ from scipy import special
 
 from dubito_models.arrays import Array, finite, fitting, gaussians, share
 from dubito_models.errors import InvalidArgument
-from dubito_models.predictive import mixture_quantiles
 
 _PARTS = 16  # of the places where the shortest interval may begin
 _REFINED = 4  # of the parts: those in which it is looked for
@@ -111,15 +110,18 @@ def _closeness(mu: Array, sigma: Array) -> Array:
     return distance
 
 
-def _upper_bounds(mu: Array, sigma: Array, lower: Array, level: float, start: Array, least: Array) -> Array:
-    """Return the bounds (n,) up to which mixtures (S, n) hold `level` from the lower ones on."""
+def _upper_bounds(mu: Array, sigma: Array, lower: Array, level: float, start: Array) -> Array:
+    """Return the bounds (n,) up to which mixtures (S, n) hold `level` from the lower ones on.
+
+    Far above all mass where there is not so much left.
+    """
     wanted = special.ndtr((lower - mu) / sigma).mean(axis=0) + level
 
     def excess(x: Array, left: NDArray[np.int64]) -> tuple[Array, Array]:
         held = special.ndtr((x - mu[:, left]) / sigma[:, left]).mean(axis=0)
         return held - wanted[left], _density(mu[:, left], sigma[:, left], x)[0]
 
-    return _rising_root(excess, start, least, (mu + _FAR * sigma).max(axis=0), _closeness(mu, sigma), 1e-15)
+    return _rising_root(excess, start, lower, (mu + _FAR * sigma).max(axis=0), _closeness(mu, sigma), 1e-15)
 
 
 def _rising_root(
@@ -133,18 +135,21 @@ def _rising_root(
     """Return where functions pass from below 0 to above, each between its `low` and `high` (n,).
 
     `function` returns values and derivatives at some numbers, and is told which these are; values up to `enough` are
-    as good as 0. By Newton's method, within a bracket that is halved where a step would leave it.
+    as good as 0. By Newton's method, within a bracket that is halved where a step would leave it, or is more than half
+    the last one: such steps may go round in circles.
     """
     found, low, high = np.clip(start, low, high), low.copy(), high.copy()
     left = np.arange(len(found))  # those that still move
+    last = high - low
     for _ in range(200):
         at = found[left]
         value, slope = function(at, left)
         low[left], high[left] = np.where(value <= 0, at, low[left]), np.where(value >= 0, at, high[left])
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             step = at - value / slope
-        inside = (slope > 0) & (step >= low[left]) & (step <= high[left])
-        step = np.where(inside, step, (low[left] + high[left]) / 2)
+        good = (slope > 0) & (step >= low[left]) & (step <= high[left]) & (np.abs(step - at) <= last[left] / 2)
+        step = np.where(good, step, (low[left] + high[left]) / 2)
+        last[left] = np.abs(step - at)
         found[left] = np.where(np.abs(value) > enough, step, at)
         left = left[(np.abs(value) > enough) & (np.abs(step - at) > closeness[left])]
         if not len(left):
@@ -161,23 +166,22 @@ def _shortest(mu: Array, sigma: Array, level: float) -> Array:
     points, masses = _landmarks(mu, sigma)
     places, guesses = _likely(points, masses, level)  # (R, n)
     many, numbers = places.shape
-    highest, least = np.tile(mixture_quantiles(mu, sigma**2, [1 - level, level]), (many, 1)).T  # of lower, upper bounds
     mu, sigma, upper = np.tile(mu, many), np.tile(sigma, many), guesses.ravel()  # (S, R n)
 
     def neighbours(distance: int) -> Array:
         """Return landmarks at a distance from the places."""
         near = np.clip(places + distance, 0, len(points) - 1)
-        bounds: Array = np.minimum(np.take_along_axis(points, near, axis=0).ravel(), highest)
+        bounds: Array = np.take_along_axis(points, near, axis=0).ravel()
         return bounds
 
     def closed(lower: Array) -> Array:
         """Return the intervals (R n, 2) from lower bounds on."""
-        return np.stack([lower, _upper_bounds(mu, sigma, lower, level, upper, least)], axis=-1)
+        return np.stack([lower, _upper_bounds(mu, sigma, lower, level, upper)], axis=-1)
 
     def imbalance(at: Array, left: NDArray[np.int64]) -> tuple[Array, Array]:
         """Return how much denser it is at the lower bound than at the upper, and the derivative."""
         m, s = mu[:, left], sigma[:, left]
-        upper[left] = _upper_bounds(m, s, at, level, upper[left], least[left])
+        upper[left] = _upper_bounds(m, s, at, level, upper[left])
         density, slope = _density(m, s, at)
         beyond, fall = _density(m, s, upper[left])
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

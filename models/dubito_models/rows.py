@@ -35,12 +35,14 @@ class Labelled:
     """Rows whose truth is known.
 
     `inputs` (N, ...) by name, as the version's signature has them; `targets`: class numbers (N,) int64, or numbers
-    (N, K) float64. `overlap`: so many consecutive rows share targets, as the windows of a series do.
+    (N, K) float64. `overlap`: so many consecutive rows share targets, as the windows of a series do. `part`: which one
+    of what training split they are; None where nobody says.
     """
 
     inputs: Arrays
     targets: NDArray[Any]
     overlap: int = 1
+    part: str | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -142,7 +144,7 @@ def _read_shipped(name: str, part: str, seed: int, version: ModelVersion) -> Lab
         raise InvalidArgument("data", f"{name}, a {splits.task.value}", f"rows for a {manifest.task.value}")
     split = getattr(splits, part)
     targets = _check_targets(np.asarray(split.targets), manifest)
-    return Labelled({entry.name: _fit(split.inputs, entry)}, targets, splits.overlap)
+    return Labelled({entry.name: _fit(split.inputs, entry)}, targets, splits.overlap, part)
 
 
 def _take_part(path: Path, part: str, seed: int, version: ModelVersion, target: Sequence[str]) -> Labelled:
@@ -158,7 +160,7 @@ def _take_part(path: Path, part: str, seed: int, version: ModelVersion, target: 
     [(name, rows)] = whole.inputs.items()
     table = Table(rows, whole.targets, (), manifest.task, target[0])
     split = getattr(split_table(table, seed), part)
-    return Labelled({name: split.inputs}, split.targets)
+    return Labelled({name: split.inputs}, split.targets, part=part)
 
 
 # --- Archives ---

@@ -38,7 +38,7 @@ from dubito_models.metrics import (
     smooth_calibration_error,
 )
 
-ROUNDING = 1e-9  # of a score, up to which paths do not differ
+ROUNDING = 1e-6  # of a score, up to which paths do not differ: what float32 leaves
 JUDGED_LEVEL = 0.9  # of the interval whose width and score are told
 
 Rows = NDArray[np.int64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +57,12 @@ _COLUMNS = ("reference", "scores")
 
 def write_drift(drift: Drift) -> bytes:
     """Return the state as a line of JSON and its long columns as float64, which are read many times faster."""
-    test = None if drift.test is None else asdict(drift.test)
-    columns = [drift.gathered] if test is None else [test.pop(name) for name in _COLUMNS]
-    head = {"false_alarm": drift.false_alarm, "seed": drift.seed, "test": test, "sizes": [len(one) for one in columns]}
+    test, said = drift.test, None
+    columns: Sequence[tuple[float, ...]] = [drift.gathered]
+    if test is not None:
+        columns = [getattr(test, name) for name in _COLUMNS]
+        said = {field.name: getattr(test, field.name) for field in fields(test) if field.name not in _COLUMNS}
+    head = {"false_alarm": drift.false_alarm, "seed": drift.seed, "test": said, "sizes": [len(one) for one in columns]}
     return json.dumps(head).encode() + b"\n" + b"".join(np.array(one, dtype="<f8").tobytes() for one in columns)
 
 

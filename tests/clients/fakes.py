@@ -31,11 +31,16 @@ class Fake(services.UncertaintyServiceServicer, services.ModelServiceServicer):
         self.released = threading.Event()
         self.model = describe()
         self.prediction = classify()
+        self.observation = pb.ObserveResponse(rows=B)
         self.evaluation = pb.EvaluateResponse(model="digits", version=3, output=tensors.encode(np.ones((B, K))))
 
     @property
     def predictions(self) -> list[pb.PredictRequest]:
         return [request for request in self.seen if isinstance(request, pb.PredictRequest)]
+
+    @property
+    def observations(self) -> list[pb.ObserveRequest]:
+        return [request for request in self.seen if isinstance(request, pb.ObserveRequest)]
 
     @property
     def descriptions(self) -> list[pb.GetModelRequest]:
@@ -63,6 +68,10 @@ class Fake(services.UncertaintyServiceServicer, services.ModelServiceServicer):
         self._act(request, context)
         self._check_inputs(request, context)
         return self.evaluation
+
+    def Observe(self, request: pb.ObserveRequest, context: grpc.ServicerContext) -> pb.ObserveResponse:
+        self._act(request, context)
+        return self.observation
 
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
         self.seen.append(request)

@@ -280,10 +280,13 @@ def test_ready_is_false_when_the_time_is_over() -> None:
     assert drive(calls.ready(session(), 0.5), DeadlineExceeded("late"))[0] is False
 
 
-def test_only_pure_questions_are_ever_repeated() -> None:
+def test_only_what_does_no_harm_twice_is_ever_repeated() -> None:
+    """Pure questions, and labels, which a server counts once."""
     config = json.loads(service_config(3))
     (method,) = config["methodConfig"]
-    assert {name["method"] for name in method["name"]} == {"Predict", "Evaluate", "ListModels", "GetModel"}
+    assert {name["method"] for name in method["name"]} == {
+        "Predict", "Evaluate", "Observe", "ListModels", "GetModel"
+    }  # fmt: skip
     assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
     assert method["retryPolicy"]["maxAttempts"] == 4
     assert json.loads(service_config(0)) == {}

@@ -25,6 +25,8 @@ def trailers(*details: object) -> list[tuple[str, str | bytes]]:
         (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidArgument),
         (grpc.StatusCode.NOT_FOUND, errors.NotFound),
         (grpc.StatusCode.UNIMPLEMENTED, errors.NotImplementedByServer),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.NotImplementedByServer),
+        (grpc.StatusCode.ALREADY_EXISTS, errors.InvalidArgument),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Overloaded),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),

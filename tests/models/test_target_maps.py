@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -221,6 +221,7 @@ def test_a_noise_scales_quantiles_are_those_of_scaled_noise() -> None:
 
 
 @pytest.mark.parametrize("found", MAPS, ids=lambda found: found.kind)
+@settings(max_examples=20, deadline=None)
 @given(levels=st.lists(st.floats(0.001, 0.999), min_size=2, max_size=5))
 def test_quantiles_rise_with_their_levels(found: TargetMap, levels: list[float]) -> None:
     draws = drawn(rows=3, count=4)
@@ -414,7 +415,8 @@ def test_a_skewed_error_is_told_by_maps_of_quantiles_where_they_are_asked_for() 
     own = quantile_losses(mixture_quantiles(new.means, new.variances, LEVELS), new.targets)
     better = quantile_losses(chosen.map.quantiles(new.means, new.variances, LEVELS), new.targets)
     assert (better.mean(0) < own.mean(0)).all()
-    kelvin = DrawnTargets(draws.means * [1, 0.01], draws.variances * [1, 1e-4], draws.targets * [1, 0.01])  # type: ignore[operator]
+    assert draws.variances is not None
+    kelvin = DrawnTargets(draws.means * [1, 0.01], draws.variances * [1, 1e-4], draws.targets * [1, 0.01])
     again = choose_target_map(kelvin.means, kelvin.variances, kelvin.targets, methods=["crude"])
     assert dict(again.crps)["identity"] == pytest.approx(worth["identity"], rel=1e-6)
 

@@ -219,7 +219,9 @@ def of_doubt(case: Doubted) -> dict[str, Figures]:
         "area_under_generalized_risk_coverage_curve": {
             "scikit-learn": (1 - ranked) * accurate * (1 - accurate) + (1 - accurate) ** 2 / 2
         },
-        "trapezoidal_area_under_generalized_risk_coverage_curve": {"torch-uncertainty": float(risks["augrc"].compute())},
+        "trapezoidal_area_under_generalized_risk_coverage_curve": {
+            "torch-uncertainty": float(risks["augrc"].compute())
+        },
         "area_under_roc": {
             "scikit-learn": sklearn.roc_auc_score(outside, scores),
             "torchmetrics": float(auroc(shares, torch.tensor(outside), task="binary")),

@@ -182,7 +182,7 @@ def test_only_so_many_of_the_newest_rows_are_used(version: ModelVersion, store: 
     ("options", "words"),
     [
         (["--from-observations"], "state: got nothing; accepted: --state"),
-        (["--from-observations", "--state", "nowhere"], "state: got nowhere; accepted: the folder of a server's --state"),
+        (["--from-observations", "--state", "nowhere"], "got nowhere; accepted: the folder of a server's --state"),
         (["--from-observations", "--list"], "--data FILE, or --from-observations, or --list, or --use ID"),
         (["--from-observations", "--state", "mysql://a/b"], "postgresql+psycopg://"),
     ],

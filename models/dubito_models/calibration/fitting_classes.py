@@ -201,8 +201,9 @@ def fit_isotonic(draws: LabelledDraws) -> Isotonic:
         pooled = optimize.isotonic_regression(shares, weights=counts)
         starts = pooled.blocks[:-1]
         middles = np.add.reduceat(counts * places, starts) / np.add.reduceat(counts, starts)
-        knots.append(_numbers(middles))
-        values.append(_numbers(np.clip(pooled.x[starts], 0.5 / rows, 1 - 0.5 / rows)))
+        apart = np.diff(np.maximum.accumulate(middles), prepend=-1.0) > 0  # rounding may join neighbours
+        knots.append(_numbers(middles[apart]))
+        values.append(_numbers(np.clip(pooled.x[starts], 0.5 / rows, 1 - 0.5 / rows)[apart]))
     return Isotonic(tuple(knots), tuple(values))
 
 

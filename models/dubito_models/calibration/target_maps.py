@@ -1,8 +1,8 @@
 """Calibration maps of a regression: what they are, and their application.
 
 A noise scale acts on the noise of every draw. All others act on the mixture of the draws' Gaussians, target by target:
-they stretch it about its mean, or say which of its quantiles to take. Deviations are those of the mixture itself: mean
-noise variance plus the variance of the draws' means, divided by their number.
+they stretch it about its mean, or say which of its quantiles to take. Deviations are those of the mixture itself: its
+variance is the mean noise variance plus that of the draws' means, the sum of squares divided by the number of draws.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ Rows = NDArray[np.int64]
 
 MOST_KNOTS = 2000  # numbers of a target that a map of its whole distribution keeps
 WITHOUT_DENSITY = ("pit_isotonic", "crude")  # maps of quantiles alone
+_BLOCK = 2**21  # numbers held at a time
 
 
 def _check_targets(field: str, given: int) -> None:
@@ -264,6 +265,7 @@ def choose_target_map(
     `means` (S, N, K) of every draw, its noise `variances` (S, N, K) or None, `targets` (N, K). Without `methods`, all
     that have a density: "noise_scale" where there is noise, "variance_scale", "crps_scale"; the likelihood decides.
     With "pit_isotonic" or "crude", the continuous ranked probability score of all decides, in the targets' deviations.
+    Either way the best is taken where it gains more than half a standard error (see `choose_class_map`).
     `overlap` and `seed`: see `fit_value`; where fewer than 10 rows remain of those that overlap, none is chosen.
     Raises `InvalidArgument` for fewer than 10 rows, shapes that do not fit, numbers that are not finite, and draws
     without any spread.
@@ -272,10 +274,11 @@ def choose_target_map(
     check_rows(len(targets))
     kinds = _kinds(methods, noise=variances is not None)
     without_density = any(kind in WITHOUT_DENSITY for kind in kinds)
-    unit = np.maximum(targets.std(0), np.finfo(np.float64).tiny)
+    unit = np.where(np.ptp(targets, axis=0) > 0, targets.std(0), 1.0)
 
     def fit(rows: Rows) -> list[TargetMap]:
-        return [fit_target_map(kind, drawn.take(rows), overlap) for kind in kinds]
+        there = drawn.take(rows)
+        return [fit_target_map(kind, there, overlap) for kind in kinds]
 
     def losses(found: TargetMap | None, rows: Rows) -> Array:
         """Return likelihood and score, (n, 2); NaN for the one that a map has not, or that is not wanted."""
@@ -323,4 +326,9 @@ def _log_losses(found: TargetMap | None, drawn: DrawnTargets) -> Array:
 def _scores(found: TargetMap | None, drawn: DrawnTargets) -> Array:
     """Return the continuous ranked probability scores of the targets under a map, (N, K)."""
     quantiles = mixture_quantiles if found is None else found.quantiles
-    return quantile_losses(quantiles(drawn.means, drawn.variances, LEVELS), drawn.targets)
+    rows = np.arange(len(drawn.targets))
+    some = max(1, _BLOCK // (drawn.means[:, 0].size * len(LEVELS)))
+    parts = [drawn.take(rows[start : start + some]) for start in range(0, len(rows), some)]
+    return np.concatenate(
+        [quantile_losses(quantiles(part.means, part.variances, LEVELS), part.targets) for part in parts]
+    )

@@ -70,7 +70,7 @@ def test_what_is_no_classification_is_refused(
 @pytest.mark.parametrize("bins", [0, -1, 1.5])
 def test_no_bins_are_refused(score: Callable[..., object], bins: float) -> None:
     """A number of bins below 1, or that is none, is refused."""
-    with pytest.raises(InvalidArgument, match="^bins: "):
+    with pytest.raises(InvalidArgument, match=r"^bins: "):
         score(P, Y, bins=bins)
 
 
