@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from dubito_models.calibrating import CalibrationSpec
+from dubito_models.calibration.target_maps import NoiseScale
 from dubito_models.data import Splits, diabetes, digits
 from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Head
 from dubito_models.metrics import mixture_negative_log_likelihood
 from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
+from dubito_models.predictive import Regression
 from dubito_models.preparing import build_network, choose_head, load_splits
 from dubito_models.recipes import Recipe
 from dubito_models.scoring import score_paths
@@ -106,21 +110,33 @@ def test_the_noise_of_a_calibration_is_served(version: ModelVersion, data: Split
     """Total variance is the spread of the draws and the noise times its factor, in answers and in their intervals."""
     assert version.calibration is not None
     assert version.manifest.noise_variance is not None
-    answer = version.predict(data.test.inputs).answer
-    expected = version.manifest.noise_variance[0] * version.calibration.noise_scale
-    np.testing.assert_allclose(answer.aleatoric_variance, expected)  # type: ignore[union-attr]
+    scaled = replace(version.calibration, map=NoiseScale(3.0))
+    inputs = version.read_inputs(data.test.inputs)
+    answer, plain = (version.engine.predict(inputs, None, each).answer for each in (scaled, None))
+    assert isinstance(answer, Regression)
+    assert isinstance(plain, Regression)
+    np.testing.assert_allclose(answer.aleatoric_variance, 3.0 * version.manifest.noise_variance[0])
+    np.testing.assert_allclose(answer.epistemic_variance, plain.epistemic_variance)
+    assert answer.interval is not None
+    assert plain.interval is not None
+    assert (np.diff(answer.interval) > np.diff(plain.interval)).all()
 
 
-def test_a_version_without_noise_cannot_be_calibrated(chosen: Candidate, data: Splits, tmp_path: Path) -> None:
+def test_a_version_without_noise_is_calibrated_by_its_draws(chosen: Candidate, data: Splits, tmp_path: Path) -> None:
     bare = pack(
         chosen.trained.network, torch.tensor(data.train.inputs[:2]), repository=tmp_path, name="bare",
         task="regression", head="mean",
     )  # fmt: skip
-    with pytest.raises(InvalidArgument, match="head: got mean; accepted: head mean_and_log_variance, or a version"):
-        bare.calibrate(data.calibration.inputs, data.calibration.targets)
     scores = score_paths(bare, data.test)
     assert scores["standard"].interval_coverage is None
     assert scores["Monte Carlo"].negative_log_likelihood is None
+    before = scores["Monte Carlo"].interval_coverage
+    assert before is not None
+    found = bare.calibrate(data.calibration.inputs, data.calibration.targets, CalibrationSpec(method="variance_scale"))
+    after = score_paths(bare, data.test)["Monte Carlo, calibrated"]
+    assert found.method == "variance_scale"
+    assert after.interval_coverage is not None
+    assert before + 0.3 < after.interval_coverage
 
 
 def test_a_head_must_fit_the_data() -> None:
