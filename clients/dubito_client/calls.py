@@ -13,9 +13,8 @@ was described, or of one whose columns are the same; else the table is encoded a
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
-from typing import Any, SupportsIndex, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 from google.protobuf.message import Message
@@ -51,6 +50,7 @@ from dubito_client.replies import (
     read_observation,
     read_prediction,
 )
+from dubito_client.requests import INT64, Asked, prediction_request, text, whole
 from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Next, Open, Pause, Session, Steps, Stream
 from dubito_client.stopping import Stopping
 from dubito_protos import tensors
@@ -58,34 +58,6 @@ from dubito_protos import uncertainty_pb2 as pb
 
 A = TypeVar("A", Prediction, Evaluation)
 
-_DESIGNS: dict[str | None, pb.Design] = {
-    None: pb.DESIGN_UNSPECIFIED,
-    "balanced": pb.DESIGN_BALANCED,
-    "independent": pb.DESIGN_INDEPENDENT,
-}
-_SCOPES: dict[str | None, pb.MaskScope] = {
-    None: pb.MASK_SCOPE_UNSPECIFIED,
-    "draw": pb.MASK_SCOPE_DRAW,
-    "row": pb.MASK_SCOPE_ROW,
-}
-_ESTIMATORS: dict[str | None, pb.Estimator] = {
-    None: pb.ESTIMATOR_UNSPECIFIED,
-    "plain": pb.ESTIMATOR_PLAIN,
-    "linearized": pb.ESTIMATOR_LINEARIZED,
-}
-_RULES: dict[str | None, pb.StoppingRule] = {
-    "none": pb.STOPPING_RULE_NONE,
-    "tolerance": pb.STOPPING_RULE_TOLERANCE,
-    "decision": pb.STOPPING_RULE_DECISION,
-    "threshold": pb.STOPPING_RULE_THRESHOLD,
-}
-_QUANTITIES: dict[str | None, pb.StoppingQuantity] = {
-    None: pb.STOPPING_QUANTITY_UNSPECIFIED,
-    "mean": pb.STOPPING_QUANTITY_MEAN,
-    "predictive_entropy": pb.STOPPING_QUANTITY_PREDICTIVE_ENTROPY,
-    "mutual_information": pb.STOPPING_QUANTITY_MUTUAL_INFORMATION,
-}
-_UINT32, _INT64, _UINT64 = (0, 2**32 - 1), (-(2**63), 2**63 - 1), (0, 2**64 - 1)
 _SERVING = 1  # of grpc.health.v1.HealthCheckResponse.ServingStatus
 
 
@@ -130,7 +102,7 @@ def predict(
     `timeout`: seconds for everything. Raises the errors of `dubito_client.errors`.
     """
     deadline = session.deadline(timeout)
-    request = _prediction_request(
+    request = prediction_request(
         model,
         version=version,
         draws=draws,
@@ -155,28 +127,6 @@ def predict(
     return prediction
 
 
-class Asked(TypedDict, total=False):
-    """What `predict` takes by name, but for `timeout`."""
-
-    version: int | None
-    draws: int | None
-    min_draws: int | None
-    seed: int | None
-    design: Design | None
-    interval_level: float | None
-    quantiles: Iterable[float]
-    raw_draws: bool
-    joint: bool
-    uncalibrated: bool
-    stopping: Stopping | None
-    tolerance: float | None
-    coverage: float | None
-    stream: str
-    mask_scope: MaskScope | None
-    estimator: Estimator | None
-    id: str
-
-
 def predict_stream(
     session: Session, model: str, inputs: Inputs, *, timeout: float | None = None, **asked: Unpack[Asked]
 ) -> Stream[Prediction]:
@@ -186,7 +136,7 @@ def predict_stream(
     errors are those of `predict`; nothing is repeated once an answer has come.
     """
     deadline = session.deadline(timeout)
-    request = _prediction_request(model, **asked)
+    request = prediction_request(model, **asked)
     about = pb.GetModelRequest(model=request.model, version=asked.get("version"))
     info = session.known.get(_key(about))
     fresh = info is None
@@ -209,66 +159,6 @@ def predict_stream(
         payload = yield Next()
 
 
-def _prediction_request(
-    model: str,
-    *,
-    version: int | None = None,
-    draws: int | None = None,
-    min_draws: int | None = None,
-    seed: int | None = None,
-    design: Design | None = None,
-    interval_level: float | None = None,
-    quantiles: Iterable[float] = (),
-    raw_draws: bool = False,
-    joint: bool = False,
-    uncalibrated: bool = False,
-    stopping: Stopping | None = None,
-    tolerance: float | None = None,
-    coverage: float | None = None,
-    stream: str = "",
-    mask_scope: MaskScope | None = None,
-    estimator: Estimator | None = None,
-    id: str = "",  # noqa: A002 - the wire's own name
-) -> pb.PredictRequest:
-    """Return the request without its inputs."""
-    if tolerance is not None:
-        if stopping is not None:
-            raise refused("tolerance", tolerance, "tolerance or stopping, not both")
-        stopping = Stopping.tolerance(_reals("tolerance", [tolerance])[0])
-    return pb.PredictRequest(
-        model=_text("model", model),
-        version=_whole("version", version, *_INT64),
-        sampling=pb.SamplingSpec(
-            min_draws=_whole("min_draws", min_draws, *_UINT32),
-            max_draws=_whole("draws", draws, *_UINT32),
-            stopping=None if stopping is None else _stopping(stopping),
-            seed=_whole("seed", seed, *_UINT64),
-            design=_choice("design", design, _DESIGNS),
-            mask_scope=_choice("mask_scope", mask_scope, _SCOPES),
-            estimator=_choice("estimator", estimator, _ESTIMATORS),
-            interval_level=_real("interval_level", interval_level),
-            quantiles=_reals("quantiles", quantiles),
-            raw_draws=bool(raw_draws),
-            joint=bool(joint),
-        ),
-        output=pb.OutputSpec(
-            coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated), stream=_text("stream", stream)
-        ),
-        id=_text("id", id),
-    )
-
-
-def _stopping(rule: Stopping) -> pb.Stopping:
-    if not isinstance(rule, Stopping):
-        raise refused("stopping", repr(rule), "Stopping.tolerance(...), .decision(...), .threshold(...) or .none()")
-    return pb.Stopping(
-        rule=_choice("stopping.rule", rule.rule, _RULES),
-        quantity=_choice("stopping.quantity", rule.quantity, _QUANTITIES),
-        target=_real("stopping.target", rule.target),
-        level=_real("stopping.level", rule.level),
-    )
-
-
 def evaluate(
     session: Session,
     model: str,
@@ -284,7 +174,7 @@ def evaluate(
     """
     deadline = session.deadline(timeout)
     request = pb.EvaluateRequest(
-        model=_text("model", model), version=_whole("version", version, *_INT64), id=_text("id", id)
+        model=text("model", model), version=whole("version", version, *INT64), id=text("id", id)
     )
     evaluation = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Evaluate", request, inputs, read_evaluation)
     _forget_stale(session, model, version, evaluation.version)
@@ -317,7 +207,7 @@ def observe(
     except (tensors.TensorError, ValueError) as error:
         raise refused("label", error, "an array of numbers") from error
     request = pb.ObserveRequest(
-        prediction_id=_text("prediction", number), receipt=bought, label=encoded, stream=_text("stream", stream)
+        prediction_id=text("prediction", number), receipt=bought, label=encoded, stream=text("stream", stream)
     )
     return read_observation((yield from _ask(session, deadline, f"/{UNCERTAINTY}/Observe", request)))
 
@@ -332,7 +222,7 @@ def models(session: Session, *, timeout: float | None = None) -> Steps[tuple[Mod
 def model(session: Session, name: str, *, version: int | None = None, timeout: float | None = None) -> Steps[ModelInfo]:
     """Describe one version, the newest by default: its inputs, classes, dropout sites, defaults and calibration."""
     deadline = session.deadline(timeout)
-    request = pb.GetModelRequest(model=_text("model", name), version=_whole("version", version, *_INT64))
+    request = pb.GetModelRequest(model=text("model", name), version=whole("version", version, *INT64))
     return (yield from _describe(session, deadline, request))
 
 
@@ -444,41 +334,3 @@ def _forget_stale(session: Session, model: str, version: int | None, answered: i
 
 def _key(request: pb.GetModelRequest) -> tuple[str, int | None]:
     return request.model, request.version if request.HasField("version") else None
-
-
-def _whole(field: str, value: SupportsIndex | None, low: int, high: int) -> int | None:
-    """Return a whole number that the wire's type can carry; whether it makes sense is for the server to say."""
-    if value is None:
-        return None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise refused(field, repr(value), "a whole number") from None
-    if not low <= number <= high:
-        raise refused(field, number, f"{low} to {high}")
-    return number
-
-
-def _real(field: str, value: float | None) -> float | None:
-    return None if value is None else _reals(field, [value])[0]
-
-
-def _reals(field: str, values: Iterable[float]) -> list[float]:
-    try:
-        return [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise refused(field, repr(values), "numbers") from None
-
-
-def _text(field: str, value: str) -> str:
-    try:
-        value.encode()
-    except (AttributeError, UnicodeEncodeError):
-        raise refused(field, repr(value), "a text of valid characters") from None
-    return value
-
-
-def _choice(field: str, word: str | None, accepted: dict[str | None, Any]) -> Any:
-    if word not in accepted:
-        raise refused(field, repr(word), ", ".join(name for name in accepted if name))
-    return accepted[word]

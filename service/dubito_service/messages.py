@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +22,11 @@ from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
-from dubito_service.errors import StateUnset
-from dubito_service.observing import Issued
+from dubito_service.observed_messages import read_stream
+from dubito_service.observing import Adapt, Issued
 from dubito_service.registry import Entry, Registry
 
 MAX_QUANTILES = 32
-MAX_STREAM = 128  # characters of a stream's name
 _WORKING_BYTES = 2**30  # of what is kept of a request's draws until it is answered
 
 _DESIGNS: dict[int, Design | None] = {
@@ -87,10 +86,6 @@ _VALIDITY = {
 }
 
 
-# What a stream asks of conformal prediction now, by version, calibration, name and the coverage that it wants.
-Adapt = Callable[[ModelVersion, str, str, float], float]
-
-
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
     """The most that one request may ask for; work is rows x draws."""
@@ -147,7 +142,7 @@ def read_prediction(
     inputs, rows = _read_inputs(request.inputs, version, limits)
     calibration = version.calibration
     coverage = _read_coverage(request.output, version, calibration)
-    stream = _read_stream(request.output, coverage, adapt)
+    stream = read_stream(request.output, coverage, adapt)
     served = coverage
     if stream and coverage is not None and calibration is not None and adapt is not None:
         served = adapt(version, calibration.id, stream, coverage)
@@ -155,19 +150,6 @@ def read_prediction(
     _check_work(plan, rows, version.manifest, limits)
     warnings = tuple(_ignored(request, version, calibration))
     return Prediction(version, calibration, inputs, rows, plan, request.id, warnings, stream, coverage, served)
-
-
-def _read_stream(output: pb.OutputSpec, coverage: float | None, adapt: Adapt | None) -> str:
-    stream = output.stream
-    if not stream:
-        return ""
-    if adapt is None:
-        raise StateUnset("output.stream", repr(stream))
-    if len(stream) > MAX_STREAM or not stream.isprintable():
-        raise InvalidArgument("output.stream", repr(stream), f"at most {MAX_STREAM} printable characters")
-    if coverage is None:
-        raise InvalidArgument("output.stream", repr(stream), "this only with output.coverage, which it adapts")
-    return stream
 
 
 def read_evaluation(request: pb.EvaluateRequest, registry: Registry, limits: RequestLimits) -> StandardRequest:
@@ -336,22 +318,6 @@ def _ignored(request: pb.PredictRequest, version: ModelVersion, calibration: Cal
             yield "estimator ESTIMATOR_LINEARIZED has no effect where each row has masks of its own"
     if request.output.uncalibrated and calibration is None:
         yield "uncalibrated has no effect: this version has no calibration"
-
-
-def settle_coverage(predictive: Predictive, served: float | None) -> Predictive:
-    """Put everything, or nothing, in the place of sets and intervals where a stream asks for a coverage of 1, or 0.
-
-    Every class or none; the whole line, or a point at the mean, which counts as holding no label.
-    """
-    if served not in (0.0, 1.0):
-        return predictive
-    answer = predictive.answer
-    if isinstance(answer, Classification):
-        chosen = np.full(answer.probabilities.shape, served == 1.0)
-        return replace(predictive, answer=replace(answer, prediction_set=chosen))
-    reach = np.full((*answer.mean.shape, 2), [-np.inf, np.inf])
-    interval = reach if served == 1.0 else np.repeat(answer.mean[..., None], 2, -1)
-    return replace(predictive, answer=replace(answer, prediction_interval=interval))
 
 
 def write_prediction(

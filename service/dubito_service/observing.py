@@ -10,17 +10,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dubito_models.calibration import Calibration
 from dubito_models.calibration.adaptive import AdaptiveState
 from dubito_models.errors import DubitoError
 from dubito_models.package import ModelVersion
-from dubito_models.predictive import Predictive
+from dubito_models.predictive import Classification, Predictive
 from dubito_service.errors import StateUnavailable
 from dubito_service.labels import Scored, read_label, score
 from dubito_service.observations import Observations, Outcome, Rules, StreamKey
@@ -40,6 +41,9 @@ from dubito_service.rolling import Rolling, roll
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# What a stream asks of conformal prediction now, by version, calibration, name and the coverage that it wants.
+Adapt = Callable[[ModelVersion, str, str, float], float]
 
 REFRESH_SECONDS = 0.5  # between looks at what other replicas have written
 WAIT_SECONDS = 8.0  # for a write, with those before it
@@ -74,6 +78,22 @@ class Observed:
     receipt: Receipt
     scored: Scored
     outcome: Outcome
+
+
+def settle_coverage(predictive: Predictive, served: float | None) -> Predictive:
+    """Put everything, or nothing, in the place of sets and intervals where a stream asks for a coverage of 1, or 0.
+
+    Every class or none; the whole line, or a point at the mean, which counts as holding no label.
+    """
+    if served not in (0.0, 1.0):
+        return predictive
+    answer = predictive.answer
+    if isinstance(answer, Classification):
+        chosen = np.full(answer.probabilities.shape, served == 1.0)
+        return replace(predictive, answer=replace(answer, prediction_set=chosen))
+    reach = np.full((*answer.mean.shape, 2), [-np.inf, np.inf])
+    interval = reach if served == 1.0 else np.repeat(answer.mean[..., None], 2, -1)
+    return replace(predictive, answer=replace(answer, prediction_interval=interval))
 
 
 def open_key(observations: Observations, file: Path | None) -> bytes:
@@ -173,25 +193,33 @@ class Observer:
         `reference`: scores of the receipt's calibration, where it is loaded. Labels are written even where the caller
         has left: it brings them again and hears that they are a repeat.
         """
-        scored = score(receipt, read_label(label, receipt))
-        inputs = write_inputs(receipt.inputs) if self._rules.keep_inputs and receipt.inputs else None
+        checked, now = read_label(label, receipt), self._clock()
         if self._waiting >= MOST_WAITING:
             raise StateUnavailable(f"is behind: {self._waiting} labels wait")
         self._waiting += 1
         loop = asyncio.get_running_loop()
-        now = self._clock()
         try:
-            write = loop.run_in_executor(
-                self._writes, self._observations.record, receipt, scored, now, reference, inputs
-            )
+            write = loop.run_in_executor(self._writes, self._record, receipt, checked, now, reference)
         except RuntimeError:
             self._waiting -= 1
             raise StateUnavailable("is closed: the server is stopping") from None
         write.add_done_callback(self._written)
         try:
-            outcome = await asyncio.wait_for(asyncio.shield(write), WAIT_SECONDS)
+            observed = await asyncio.wait_for(asyncio.shield(write), WAIT_SECONDS)
         except TimeoutError:
             raise StateUnavailable(f"has not answered within {WAIT_SECONDS:g} s") from None
+        self._learn(observed)
+        return observed
+
+    def _record(self, receipt: Receipt, label: NDArray[Any], now: float, reference: Sequence[float] | None) -> Observed:
+        """Score and write, in the thread of writes."""
+        scored = score(receipt, label)
+        inputs = write_inputs(receipt.inputs) if self._rules.keep_inputs and receipt.inputs else None
+        return Observed(receipt, scored, self._observations.record(receipt, scored, now, reference, inputs))
+
+    def _learn(self, observed: Observed) -> None:
+        """Take up at once what labels did to their stream, and say which alarms they raised."""
+        receipt, outcome = observed.receipt, observed.outcome
         if outcome.stream is not None and receipt.coverage is not None:
             key = StreamKey(receipt.model, receipt.version, receipt.calibration_id, receipt.stream, receipt.coverage)
             self._streams = {**self._streams, key: outcome.stream}
@@ -200,9 +228,8 @@ class Observer:
                 "drift alarm of=%s model=%s version=%d calibration=%s",
                 alarm, receipt.model, receipt.version, receipt.calibration_id,
             )  # fmt: skip
-        return Observed(receipt, scored, outcome)
 
-    def _written(self, write: asyncio.Future[Outcome]) -> None:
+    def _written(self, write: asyncio.Future[Observed]) -> None:
         self._waiting -= 1
         if not write.cancelled():
             write.exception()  # looked at, also where nobody waits any more
@@ -216,7 +243,7 @@ class Observer:
         try:
             found = await asyncio.wait_for(self._read(lambda: self._roll(name, number, current)), LOOK_SECONDS)
         except (TimeoutError, StateUnavailable) as error:
-            log.warning("observations not read model=%s version=%d reason=%s", name, number, error or "late")
+            log.warning("observations not read model=%s version=%d reason=%s", name, number, str(error) or "late")
             return self._rolling.get((name, number), ())
         self._rolling[name, number] = found
         return found

@@ -16,8 +16,8 @@ from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service import messages, observed_messages
 from dubito_service.errors import NotServed, StateUnset
-from dubito_service.messages import Prediction, RequestLimits, Spent, settle_coverage
-from dubito_service.observing import Issued, Observer, find_reference
+from dubito_service.messages import Prediction, RequestLimits, Spent
+from dubito_service.observing import Issued, Observer, find_reference, settle_coverage
 from dubito_service.receipts import Receipt
 from dubito_service.registry import Registry
 from dubito_service.worker import Clock, DeviceWorker, Drawn, Request, StandardWorker

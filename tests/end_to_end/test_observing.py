@@ -87,6 +87,7 @@ def test_labels_go_to_any_replica_and_outlive_both(version: ModelVersion, state:
         assert client.observe(p, labels).duplicate
         served = client.predict("mlp", inputs, coverage=0.9, stream="ward").served_coverage
         assert served == learned.served_coverage
+        until(lambda: bool(client.model("mlp").observed))  # a slow look is not waited for
         [found] = client.model("mlp").observed
         assert (found.rows, found.streams) == (40, (learned,))
 

@@ -15,6 +15,7 @@ import sqlalchemy as sql
 from dubito_models.calibration.adaptive import error_bound
 from dubito_models.errors import InvalidArgument
 from dubito_models.predictive import Validity
+from dubito_service import observations
 from dubito_service.drift import REFERENCE_ROWS, Drift, read_drift, write_drift
 from dubito_service.errors import AlreadyObserved, CannotOpenState, StateUnavailable
 from dubito_service.observations import EPISTEMIC, SCORE, Observations, Outcome, Rules, StreamKey
@@ -282,6 +283,16 @@ def test_no_more_rows_are_kept_than_are_asked(opened: Open) -> None:
     assert len(kept.stream) > 90
     record(opened(rows=10), *some(2, seed=99, issued=NOW + 99))
     assert rows_of(store) <= 10
+
+
+def test_no_more_streams_are_kept_than_are_bearable(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently moved are forgotten, and begin anew."""
+    monkeypatch.setattr(observations, "MOST_STATES", 5)
+    store = opened()
+    for number in range(8):
+        record(store, answered(0.9, 1, f"s{number}"), [1], now=NOW + number)
+    assert {key.stream for key in store.streams()} == {f"s{number}" for number in range(3, 8)}
+    assert set(store.drifts("mlp", 1)) == {("c0", EPISTEMIC)}
 
 
 def test_the_newest_rows_come_first(opened: Open) -> None:

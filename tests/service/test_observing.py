@@ -16,18 +16,21 @@ import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
+import torch
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from numpy.typing import NDArray
 
+from dubito_models.calibration import Grouping
 from dubito_models.calibration.adaptive import error_bound
+from dubito_models.calibration.calibration import MISSING
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression
 from dubito_protos import receipt_pb2, tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service import observing
-from dubito_service.messages import settle_coverage
 from dubito_service.observations import Observations
+from dubito_service.observing import settle_coverage
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 from observed import calibrated, labelled
@@ -43,6 +46,13 @@ SECONDS = 60.0
 @pytest.fixture(scope="module")
 def version(packed: Callable[[str], ModelVersion], tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     return calibrated(packed("mlp"), tmp_path_factory.mktemp("observed"))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that does much else at once is slow, and is not to be taken for a database that does not answer."""
+    monkeypatch.setattr(observing, "LOOK_SECONDS", SECONDS)
+    monkeypatch.setattr(observing, "WAIT_SECONDS", SECONDS)
 
 
 @dataclass(frozen=True)
@@ -244,6 +254,20 @@ async def test_inputs_in_a_receipt_are_not_kept_where_that_is_off(opened: Open, 
     assert other.server.observer._observations.kept_inputs("mlp", 1, 100).inputs == ()
 
 
+async def test_a_receipt_holds_the_groups_within_which_coverage_is_kept(
+    opened: Open, tmp_path: Path, version: ModelVersion
+) -> None:
+    inside = await opened(tmp_path)
+    observer = inside.server.observer
+    assert observer is not None
+    assert version.calibration is not None
+    grouped = replace(version.calibration, grouping=Grouping("input", 2, "ward"))
+    inputs = {"input": torch.tensor([[0, 0, 3.0, 0, 0, 0], [0, 0, float("nan"), 0, 0, 0]])}
+    answer = version.predict(np.zeros((2, 6), np.float32))
+    issued = observer.issue(version, grouped, inputs, answer, stream="", coverage=None, served_coverage=None)
+    np.testing.assert_array_equal(observer.verify(issued.receipt).groups, [3, MISSING])
+
+
 # --- Replicas ---
 
 
@@ -376,6 +400,39 @@ async def test_the_ends_of_coverage_are_everything_and_nothing(version: ModelVer
     assert isinstance(point, Regression)
     np.testing.assert_array_equal(whole.prediction_interval, [[[-np.inf, np.inf], [-np.inf, np.inf]]])
     np.testing.assert_array_equal(point.prediction_interval, [[[1.0, 1.0], [2.0, 2.0]]])
+
+
+def price_rows(count: int, seed: int) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(seed)
+    return {"tokens": random.integers(0, 20, (count, 7)), "features": random.normal(size=(count, 3)).astype("f4")}
+
+
+async def test_numbers_come_back_for_a_regression(
+    opened: Open, tmp_path: Path, packed: Callable[[str], ModelVersion]
+) -> None:
+    """Targets are covered each by itself, and each moves its stream."""
+    version = calibrated(packed("two-inputs"), tmp_path / "repository", price_rows(200, 0))
+    K = version.manifest.outputs
+    inside = await opened(tmp_path / "state", repository=tmp_path / "repository")
+    inputs = price_rows(8, 1)
+    request = pb.PredictRequest(
+        model="two-inputs",
+        inputs=[tensors.encode(array, name) for name, array in inputs.items()],
+        output=pb.OutputSpec(coverage=0.8, stream="s"),
+    )
+    answer = await inside.predict(request)
+    bounds = tensors.decode(answer.regression.prediction_interval)
+    labels = np.where(np.arange(8)[:, None] < 6, bounds.mean(-1), bounds[..., 1] + 1.0)
+    reply = await inside.observe(answer, labels)
+    np.testing.assert_array_equal(tensors.decode(reply.covered), np.arange(8)[:, None].repeat(K, 1) < 6)
+    assert (reply.stream.labels, reply.stream.covered) == (8 * K, 0.75)
+    asked = pb.GetModelRequest(model="two-inputs")
+    [found] = (await inside.models.GetModel(asked, timeout=SECONDS)).observed
+    mean = tensors.decode(answer.regression.mean)
+    assert found.root_mean_squared_error.value == pytest.approx(np.sqrt(((labels - mean) ** 2).mean()))
+    assert not found.HasField("accuracy")
+    code, field, _ = await refused(inside.observe(answer, np.full((8, K), np.nan)))
+    assert (code, field) == (Code.INVALID_ARGUMENT, "label")
 
 
 # --- What is shown ---
