@@ -120,7 +120,7 @@ def _bars(quiet: bool) -> Iterator[evaluating.Progress]:
     help="Folder of models.",
 )
 @click.option("--version", "number", type=click.IntRange(1), help="Of the model; the newest by default.")
-@click.option("--data", required=True, metavar="ROWS", help="Rows whose truth is known; see below.")
+@click.option("--data", required=True, metavar="ROWS", help="Rows whose truth is known; see above.")
 @click.option(
     "--target", multiple=True, metavar="COLUMN", help="Of a table: the truth. Once for each number predicted."
 )

@@ -184,13 +184,6 @@ def identify(version: ModelVersion, labelled: Labelled, data: str) -> Identity:
 
 def describe(identity: Identity) -> dict[str, str]:
     """Say what was judged, by what it is about."""
-    calibration = "none"
-    if identity.calibration is not None and identity.calibration_method is not None:
-        numbers = ", ".join(
-            f"{key.replace('_', ' ')} {value:.3g}" for key, value in identity.calibration_parameters.items()
-        )
-        method = identity.calibration_method.replace("_", " ")
-        calibration = f"{method}{f' ({numbers})' if numbers else ''}, {identity.calibration}"
     design = identity.design
     if design != "independent":
         design += f", in groups of {identity.group_size}"
@@ -202,8 +195,18 @@ def describe(identity: Identity) -> dict[str, str]:
         "rows": rows,
         "draws": f"{identity.draws}, {design}, seed {identity.seed}",
         "dropout sites": str(identity.sites),
-        "calibration": calibration,
+        "calibration": _describe_calibration(identity),
     }
+
+
+def _describe_calibration(identity: Identity) -> str:
+    if identity.calibration is None or identity.calibration_method is None:
+        return "none"
+    method, numbers = identity.calibration_method.replace("_", " "), identity.calibration_parameters
+    named = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items())
+    if list(numbers) != [identity.calibration_method]:
+        named = f"{method} ({named})" if named else method
+    return f"{named}, {identity.calibration}"
 
 
 def document(value: Any) -> Any:

@@ -205,11 +205,9 @@ class Observer:
             raise StateUnavailable("is closed: the server is stopping") from None
         write.add_done_callback(self._written)
         try:
-            observed = await asyncio.wait_for(asyncio.shield(write), WAIT_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(write), WAIT_SECONDS)
         except TimeoutError:
             raise StateUnavailable(f"has not answered within {WAIT_SECONDS:g} s") from None
-        self._learn(observed)
-        return observed
 
     def _record(self, receipt: Receipt, label: NDArray[Any], now: float, reference: Sequence[float] | None) -> Observed:
         """Score and write, in the thread of writes."""
@@ -230,9 +228,10 @@ class Observer:
             )  # fmt: skip
 
     def _written(self, write: asyncio.Future[Observed]) -> None:
+        """Learn of a write that ended, also where nobody waits for it any more."""
         self._waiting -= 1
-        if not write.cancelled():
-            write.exception()  # looked at, also where nobody waits any more
+        if not write.cancelled() and write.exception() is None:
+            self._learn(write.result())
 
     # --- What was observed ---
 

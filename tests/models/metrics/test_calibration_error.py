@@ -174,10 +174,12 @@ def test_more_bins_than_rows_leave_bins_empty() -> None:
 
 
 def test_equal_confidences_stay_in_order() -> None:
-    """Rows of equal confidence are split in the order given: two right, two wrong in two bins of equal mass."""
-    p = [[0.75, 0.25]] * 4
-    assert adaptive_expected_calibration_error(p, [0, 0, 1, 1], bins=2) == pytest.approx(0.5)
-    assert adaptive_expected_calibration_error(p, [0, 1, 0, 1], bins=2) == pytest.approx(0.25)
+    """Rows of equal confidence are split in the order given: right ones first, then wrong ones, in two bins."""
+    p = [[0.75, 0.25]] * 100
+    assert adaptive_expected_calibration_error(p, [0] * 50 + [1] * 50, bins=2) == pytest.approx(0.5)
+    assert adaptive_expected_calibration_error(p, [0, 1] * 50, bins=2) == pytest.approx(0.25)
+    between = [[0.75, 0.25], [0.6, 0.4]] * 50  # the lower ones fill the first bin, in the order given
+    assert adaptive_expected_calibration_error(between, [1, 0] * 50, bins=2) == pytest.approx((0.75 + 0.4) / 2)
 
 
 def test_a_constant_forecast_errs_by_its_distance_from_the_rate() -> None:
