@@ -1,9 +1,9 @@
 """What calibration is worth: digits by several seeds, and the coverage of intervals on the UCI sets.
 
 *digits*: of all rows 359 are the test, 500 calibrate, the others train (a tenth of them says when to stop). NLL and ECE
-of the standard path, the Monte Carlo path and the calibrated one; the differences by a paired bootstrap over the test
-rows of all seeds. *coverage*: the network of the recipe `uci` on the published splits; how many test targets lie within
-the conformal intervals, and within the predictive distribution's own, at 90 %.
+of the standard path, the Monte Carlo path and the calibrated one, means over seeds; the differences by a paired
+bootstrap over the test rows. *coverage*: the network of the recipe `uci` on the published splits; how many test targets
+lie within the conformal intervals, and within those of the predictive distribution, at 90 %.
 
     python benchmarks/calibrating.py [--seeds 5] [--data DIR --sets yacht,energy --splits 20] [--out FILE]
 
@@ -17,8 +17,9 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ SETS = ("concrete", "energy", "power-plant", "yacht")
 CALIBRATION_ROWS, VALIDATION_SHARE = 500, 0.1
 LEVEL = 0.9
 PATHS = ("standard", "Monte Carlo", "calibrated")
+Measure = Callable[[NDArray[np.float64], NDArray[np.int64]], float]
 
 
 def redistribute(splits: Splits, seed: int) -> Splits:
@@ -75,7 +77,8 @@ def make_version(name: str, data: Splits, seed: int, folder: Path) -> ModelVersi
 def judge_digits(seeds: Sequence[int]) -> dict[str, Any]:
     """Return scores by seed and path, and how the calibrated path differs from the better of the others."""
     every: dict[str, list[NDArray[np.float64]]] = {path: [] for path in PATHS}
-    labels, runs = [], []
+    labels: list[NDArray[np.int64]] = []
+    runs = []
     for seed in seeds:
         data = redistribute(digits(seed), seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -88,25 +91,26 @@ def judge_digits(seeds: Sequence[int]) -> dict[str, Any]:
         scores = {path: score(p, data.test.targets) for path, p in found.items()}
         runs.append({"seed": seed, "calibration": version.calibration.method, "scores": scores})
         print(json.dumps(runs[-1]), file=sys.stderr)
-    truth = np.concatenate(labels)
-    pooled = {path: np.concatenate(parts) for path, parts in every.items()}
+    counts = {len(truth) for truth in labels}
+    assert len(counts) == 1
+    [count] = counts
     measures = {"NLL": negative_log_likelihood, "ECE": expected_calibration_error}
     compared = {}
     for name, measure in measures.items():
-        values = {path: measure(p, truth) for path, p in pooled.items()}
+
+        def mean(path: str, rows: NDArray[np.int64], measure: Measure = measure) -> float:
+            """Return the mean over seeds, the same rows of each."""
+            return statistics.mean(measure(p[rows], truth[rows]) for p, truth in zip(every[path], labels, strict=True))
+
+        values = {path: mean(path, np.arange(count)) for path in PATHS}
         best = min(PATHS[:2], key=values.__getitem__)
-        difference = paired_difference(
-            lambda rows, measure=measure: measure(pooled["calibrated"][rows], truth[rows]),
-            lambda rows, measure=measure, best=best: measure(pooled[best][rows], truth[rows]),
-            len(truth),
-            level=0.9,
-        )
+        difference = paired_difference(partial(mean, "calibrated"), partial(mean, best), count, level=0.9)
         compared[name] = {
             **values,
             "best uncalibrated": best,
             "calibrated less best, 90 %": [difference.value, difference.low, difference.high],
         }
-    return {"rows": len(truth), "seeds": runs, "all seeds": compared}
+    return {"rows": count, "seeds": runs, "all seeds": compared}
 
 
 def answer_digits(version: ModelVersion, data: Splits) -> dict[str, NDArray[np.float64]]:

@@ -23,9 +23,9 @@ from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression, entropy
 from dubito_models.rows import Labelled
 from dubito_models.sampling import SamplingSpec
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 from dubito_models.standard import Evaluation
 
+STANDARD, DRAWN, CALIBRATED = "standard", "Monte Carlo", "Monte Carlo, calibrated"  # the paths
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
 PROMISED = 0.9  # coverage that is asked of a calibration
 ROWS = 256  # that are asked about at a time

@@ -76,9 +76,9 @@ class CalibrationSpec:
     `sampling`: the draws, rule and estimator that will be served; seed and design are the version's own. `method`: of
     the map; "auto" takes the best by cross-validated likelihood, or none. `conformal`: the scores of sets or intervals;
     None takes "lac", or "normalized", "none" none. Coverage holds for each `condition`: all rows, each "class", or each
-    group of `grouping`. `map_share` of the rows fit the map; None takes half where that leaves 50 for scores, else what
-    is more than these 50, and half for a `method` by name. `overlap`: so many consecutive rows share targets, as the
-    windows of a series do. `seed` shuffles rows into shares and folds.
+    group of `grouping`. `map_share` of the rows fit the map; None leaves a quarter, at least 50, for scores, and just a
+    quarter where `method` names a map. `overlap`: so many consecutive rows share targets, as the windows of a series
+    do. `seed` shuffles rows into shares and folds.
     """
 
     sampling: SamplingSpec = _AS_PACKED
@@ -170,13 +170,13 @@ def share_out(count: int, spec: CalibrationSpec) -> tuple[NDArray[np.int64], NDA
 
     Rows that share targets stay in two stretches, apart, and so many of them count as one.
     """
-    half = math.ceil(count / 2)
+    most = count - count // 4  # a map gains more by a row than scores do
     if spec.map_share is not None:
         first = math.ceil(count * spec.map_share)
     elif spec.method not in ("auto", "identity"):
-        first = half
+        first = most
     else:
-        first = min(half, count - ENOUGH_SCORES * spec.overlap)
+        first = min(most, count - ENOUGH_SCORES * spec.overlap)
         if first < LEAST * spec.overlap or spec.method == "identity":
             first = 0
     if spec.overlap > 1:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dubito_models.answering import PROMISED, Answers, Array, ClassAnswers, TargetAnswers
+from dubito_models.answering import PROMISED, STANDARD, Answers, Array, ClassAnswers, TargetAnswers
 from dubito_models.metrics import ReliabilityBins, reliability_bins, risk_coverage_curve
-from dubito_models.scoring import STANDARD
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))  # nominal coverages that are looked at
 BINS = 15

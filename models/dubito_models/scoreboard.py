@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dubito_models.answering import CALIBRATED, DRAWN, STANDARD
 from dubito_models.scorecard import Measure, Scorecard, improves, tell
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 
 PAIRS = ((DRAWN, STANDARD), (CALIBRATED, DRAWN), (CALIBRATED, STANDARD))  # whose differences are told
 

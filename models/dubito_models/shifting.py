@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dubito_models.answering import LEVELS, Answers, ClassAnswers, ask, row_by_row
+from dubito_models.answering import LEVELS, STANDARD, Answers, ClassAnswers, ask, row_by_row
 from dubito_models.data import blur, rotate
 from dubito_models.errors import InvalidArgument
 from dubito_models.manifest import InputSignature
@@ -28,7 +28,6 @@ from dubito_models.metrics import (
 )
 from dubito_models.package import ModelVersion
 from dubito_models.rows import Labelled
-from dubito_models.scoring import STANDARD
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]

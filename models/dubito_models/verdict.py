@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dubito_models.answering import CALIBRATED, DRAWN, STANDARD
 from dubito_models.scorecard import Difference, Scorecard, figure
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 
 JUDGED_BY = ("nll", "crps", "brier")  # proper scores: the first that the paths have
 FEW_ROWS = 100

@@ -91,7 +91,7 @@ def _choices(of: dict[Task, tuple[Any, ...]], *more: str) -> click.Choice[str]:
 @click.option(
     "--map-share",
     type=float,
-    help="Of the rows, for the map; the others give scores and risk.  [default: half, but 50 rows are kept for scores]",
+    help="Of the rows, for the map; the others give scores and risk.  [default: 0.75, but 50 rows are kept for scores]",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Shares out the rows.")
 @click.option("--list", "lists", is_flag=True, help="List what calibrations there are.")

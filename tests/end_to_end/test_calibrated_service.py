@@ -89,13 +89,13 @@ def test_a_running_server_takes_calibrations_up_and_answers_by_them(folder: Path
         assert answer.prediction_set is not None
         assert answer.abstain is not None
         covered = answer.prediction_set[np.arange(len(x)), labels].mean()
-        assert abs(covered - 0.8) < 5 * np.sqrt(0.16 / 200 + 0.16 / 2000) + 1 / 201  # of 200 scores: false in millions
+        assert abs(covered - 0.8) < 5 * np.sqrt(0.16 / 100 + 0.16 / 2000) + 1 / 101  # of 100 scores: false in millions
         replayed = client.predict("m", x, coverage=0.8, **answer.replay)
         np.testing.assert_array_equal(replayed.prediction_set, answer.prediction_set)
         assert replayed.calibration_validity == "exact"
         about = client.model("m").calibration
         assert about is not None
-        assert (about.id, about.conformal, about.condition, about.score_rows) == (first, "lac", "none", 200)
+        assert (about.id, about.conformal, about.condition, about.score_rows) == (first, "lac", "none", 100)
         assert about.selective is not None
         assert (about.selective.quantity, about.selective.risk) == ("predictive_entropy", 0.45)
 

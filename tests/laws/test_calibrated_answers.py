@@ -108,7 +108,7 @@ def test_the_set_of_a_row_is_that_of_its_probabilities_and_neighbours_do_not_mat
 
 
 def test_served_sets_cover_as_often_as_asked(version: ModelVersion) -> None:
-    """300 calibration rows leave 150 scores, 3,000 rows judge: at 5 standard errors of both, one alarm in millions."""
+    """300 calibration rows leave 75 scores, 3,000 rows judge: at 5 standard errors of both, one alarm in millions."""
     calibrated(version)
     x = rows(3000, 21)
     truth = labels_of(version, x, seed=22)
@@ -117,8 +117,8 @@ def test_served_sets_cover_as_often_as_asked(version: ModelVersion) -> None:
         assert isinstance(answer, Classification)
         assert answer.prediction_set is not None
         covered = answer.prediction_set[np.arange(len(x)), truth].mean()
-        error = np.sqrt(coverage * (1 - coverage) * (1 / 3000 + 1 / 150))
-        assert coverage - 5 * error < covered < coverage + 1 / 151 + 5 * error
+        error = np.sqrt(coverage * (1 - coverage) * (1 / 3000 + 1 / 75))
+        assert coverage - 5 * error < covered < coverage + 1 / 76 + 5 * error
 
 
 # --- Cut short, another table is used, and said ---
@@ -183,7 +183,7 @@ def test_a_stretched_regression_has_its_quantiles_and_variances_stretched(noisy:
 
 @pytest.mark.parametrize("method", ["normalized", "absolute", "cqr"])
 def test_served_intervals_cover_as_often_as_asked(noisy: ModelVersion, method: str) -> None:
-    """100 scores, 1,500 rows judge: at 5 standard errors of both, one false alarm in millions."""
+    """50 scores, 1,500 rows judge: at 5 standard errors of both, one false alarm in millions."""
     chance = np.random.default_rng(0)
 
     def targets(x: np.ndarray) -> np.ndarray:
@@ -200,8 +200,8 @@ def test_served_intervals_cover_as_often_as_asked(noisy: ModelVersion, method: s
         assert isinstance(answer, Regression)
         assert answer.prediction_interval is not None
         low, high = np.moveaxis(answer.prediction_interval, -1, 0)
-        error = np.sqrt(coverage * (1 - coverage) * (1 / 1500 + 1 / 100))
-        assert np.abs(((low <= y) & (y <= high)).mean(0) - coverage).max() < 5 * error + 1 / 101
+        error = np.sqrt(coverage * (1 - coverage) * (1 / 1500 + 1 / 50))
+        assert np.abs(((low <= y) & (y <= high)).mean(0) - coverage).max() < 5 * error + 1 / 51
 
 
 # --- Groups, and abstaining ---

@@ -10,15 +10,29 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from dubito_models.answering import LEVELS, PROMISED, ClassAnswers, TargetAnswers, ask, row_by_row
+from dubito_models.answering import (
+    CALIBRATED,
+    DRAWN,
+    LEVELS,
+    PROMISED,
+    STANDARD,
+    ClassAnswers,
+    TargetAnswers,
+    ask,
+    row_by_row,
+)
 from dubito_models.calibrating import CalibrationSpec
 from dubito_models.calibration.target_maps import DeviationScale, NoiseScale, PitMap, StandardizedResiduals, TargetMap
 from dubito_models.data import Split
-from dubito_models.metrics import negative_log_likelihood
+from dubito_models.metrics import (
+    gaussian_negative_log_likelihood,
+    mixture_negative_log_likelihood,
+    negative_log_likelihood,
+)
 from dubito_models.package import ModelVersion
 from dubito_models.rows import Labelled
 from dubito_models.sampling import SamplingSpec
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD, score_paths
+from dubito_models.scoring import score_paths
 from judged import houses, labelled, line
 
 Packed = Callable[[str], ModelVersion]
@@ -56,7 +70,7 @@ def test_classes_are_answered_as_they_are_served(packed: Packed) -> None:
 
 
 def test_a_regression_is_answered_as_it_is_served(tmp_path: Path) -> None:
-    """Means, variances and central intervals, whose coverage and likelihood `dubito train` tells too."""
+    """Means, variances, central intervals, and the likelihood that the metrics tell of every draw."""
     version, rows = houses(tmp_path)
     answers = ask(version, rows)
     standard, drawn = answers[STANDARD], answers[DRAWN]
@@ -65,11 +79,14 @@ def test_a_regression_is_answered_as_it_is_served(tmp_path: Path) -> None:
     for place, level in enumerate(LEVELS):
         served = version.predict(rows.inputs, SamplingSpec(interval_level=level)).answer
         np.testing.assert_allclose(drawn.intervals[..., place], served.interval, rtol=1e-9)
-        told = score_paths(version, Split(rows.inputs["inputs"], rows.targets), level)
-        for path, some in ((STANDARD, standard), (DRAWN, drawn)):
-            low, high = some.intervals[:, :, 0, place], some.intervals[:, :, 1, place]
-            assert told[path].interval_coverage == ((low <= rows.targets) & (rows.targets <= high)).mean()
-            assert told[path].negative_log_likelihood == pytest.approx(some.negative_log_likelihood.mean())
+    decoded, plain = version.engine.draws(version.read_inputs(rows.inputs)), version.evaluate(rows.inputs)
+    expected = mixture_negative_log_likelihood(decoded.mean.numpy(), decoded.variance.numpy(), rows.targets)
+    assert drawn.negative_log_likelihood.mean() == pytest.approx(expected)
+    expected = gaussian_negative_log_likelihood(plain.mean, plain.aleatoric_variance, rows.targets)
+    assert standard.negative_log_likelihood.mean() == pytest.approx(expected)
+    told = score_paths(version, Split(rows.inputs["inputs"], rows.targets))[DRAWN]
+    low, high = np.moveaxis(drawn.intervals[..., LEVELS.index(told.interval_level)], -1, 0)
+    assert told.interval_coverage == ((low <= rows.targets) & (rows.targets <= high)).mean()
     np.testing.assert_allclose(drawn.doubt, np.sqrt(served.total_variance[:, 0]))
     np.testing.assert_allclose(drawn.epistemic, np.sqrt(served.epistemic_variance[:, 0]))
     assert (ask(version, rows, crps=False)[DRAWN].crps, standard.epistemic) == (None, None)

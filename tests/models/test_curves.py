@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from dubito_models.answering import ClassAnswers, TargetAnswers
+from dubito_models.answering import DRAWN, STANDARD, ClassAnswers, TargetAnswers
 from dubito_models.curves import (
     CURVE,
     LEVELS,
@@ -25,7 +25,6 @@ from dubito_models.curves import (
     set_coverage_of,
 )
 from dubito_models.predictive import entropy
-from dubito_models.scoring import DRAWN, STANDARD
 
 
 def classes(rows: int, seed: int = 0, classes: int = 5) -> tuple[ClassAnswers, np.ndarray]:

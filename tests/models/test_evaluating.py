@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dubito_models.answering import ask
+from dubito_models.answering import DRAWN, STANDARD, ask
 from dubito_models.calibrating import CalibrationSpec
 from dubito_models.doubtful import EXAMPLES
 from dubito_models.errors import InvalidArgument
@@ -18,7 +18,6 @@ from dubito_models.evaluating import CONVERGENCE_ROWS, Assessment, describe, doc
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion
 from dubito_models.rows import Labelled
-from dubito_models.scoring import DRAWN, STANDARD
 from judged import assessed, houses, labelled, line
 
 Packed = Callable[[str], ModelVersion]

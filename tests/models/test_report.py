@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dubito_models.answering import DRAWN
 from dubito_models.curves import Curve, SetCoverage
 from dubito_models.evaluating import Assessment, evaluate
 from dubito_models.package import ModelVersion
 from dubito_models.report import Plate, compose_page, draw_plates, write_report
 from dubito_models.report.sheet import DARK, LIGHT, Theme
 from dubito_models.rows import Labelled
-from dubito_models.scoring import DRAWN
 from judged import assessed, houses, line
 
 Packed = Callable[[str], ModelVersion]

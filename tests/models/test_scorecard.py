@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dubito_models import metrics
-from dubito_models.answering import LEVELS, ClassAnswers, TargetAnswers, ask
+from dubito_models.answering import CALIBRATED, DRAWN, LEVELS, STANDARD, ClassAnswers, TargetAnswers, ask
 from dubito_models.metrics import Interval
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import entropy
@@ -26,7 +26,6 @@ from dubito_models.scorecard import (
     score_rows,
     tell,
 )
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 from judged import houses, labelled, line
 
 Packed = Callable[[str], ModelVersion]

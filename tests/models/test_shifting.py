@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from dubito_models.answering import CALIBRATED, DRAWN, STANDARD
 from dubito_models.errors import InvalidArgument
 from dubito_models.manifest import ColumnEntry, InputSignature
 from dubito_models.metrics import accuracy, negative_log_likelihood
 from dubito_models.package import ModelVersion
 from dubito_models.rows import Labelled
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 from dubito_models.shifting import (
     FEATURES,
     IMAGES,

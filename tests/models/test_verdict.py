@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dubito_models.answering import CALIBRATED, DRAWN, STANDARD
 from dubito_models.metrics import Interval
 from dubito_models.scorecard import CLASS_MEASURES, TARGET_MEASURES, Difference, Measure, Scorecard
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 from dubito_models.verdict import Verdict, judge
 
 Bounds = tuple[float, float]

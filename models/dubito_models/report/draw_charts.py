@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from dubito_models.answering import CALIBRATED, DRAWN
 from dubito_models.convergence import Convergence, Errors
 from dubito_models.heads import Task
 from dubito_models.report.sheet import MARKS, NAMES, OTHERS, Group, Sketch, Theme, explain
 from dubito_models.scorecard import figure
-from dubito_models.scoring import CALIBRATED, DRAWN
 from dubito_models.shifting import Series, ShiftCurve
 
 DECADES = 20  # times the least error: beyond it, only whole powers of 10 are labelled

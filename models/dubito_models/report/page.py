@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from dubito_models.answering import CALIBRATED
 from dubito_models.doubtful import Example
 from dubito_models.evaluating import Assessment, describe
 from dubito_models.files import write_atomically
@@ -22,7 +23,6 @@ from dubito_models.heads import Task
 from dubito_models.report.sheet import Plate
 from dubito_models.scoreboard import difference_lines, pairs_of, resamples_said, score_lines
 from dubito_models.scorecard import figure
-from dubito_models.scoring import CALIBRATED
 
 PAGE = "report.html"
 MOST_FEATURES = 12  # columns of a table of examples

@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import PercentFormatter
 
+from dubito_models.answering import CALIBRATED, DRAWN, STANDARD
 from dubito_models.curves import PIT_BINS, Curve, Scatter
 from dubito_models.evaluating import Assessment
 from dubito_models.heads import Task
 from dubito_models.metrics import ReliabilityBins
 from dubito_models.report.sheet import MARKS, NAMES, Group, Sketch, Theme, explain
 from dubito_models.scorecard import figure
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
 
 
 def _line(axes: Axes, theme: Theme, path: str, x: Sequence[float], y: Sequence[float], label: str) -> None:

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dubito_models.scoring import CALIBRATED, DRAWN, STANDARD
+from dubito_models.answering import CALIBRATED, DRAWN, STANDARD
 
 WIDTH, HEIGHT, DPI = 4.2, 3.3, 190  # inches, dots per inch
 _COLOURS = 192  # of a picture: enough for smooth edges, and a third of the bytes
