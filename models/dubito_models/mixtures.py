@@ -16,7 +16,7 @@ from dubito_models.arrays import Array, finite, fitting, gaussians, share
 from dubito_models.errors import InvalidArgument
 
 _PARTS = 16  # of the places where the shortest interval may begin
-_REFINED = 4  # of the parts: those in which it is looked for
+_REFINED = 4  # of the parts, at least: those in which it is looked for; all of them where draws are few
 _NEAR = 5  # landmarks on either side of a place, between which it is looked for
 _POINTS = 512  # landmarks of a mixture, at most
 _STEP = [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8.5]  # deviations from a draw's mean to its landmarks
@@ -58,7 +58,7 @@ def highest_density_interval(means: ArrayLike, variances: ArrayLike | None, leve
     """Return the shortest interval (..., 2) that holds `level` of the mixture.
 
     Its bounds have the same density; it is one interval, also where the level set of the density would be several. Of
-    several local optima it is the best near the four likeliest places among 512. It holds `level` to 1e-10.
+    several local optima it is the best near the likeliest of 512 places. It holds `level` to 1e-10.
     Without variances: the shortest, of equals the lowest, that holds ceil(level S) of the draws (Chen & Shao 1999).
     """
     share("level", level)
@@ -70,7 +70,7 @@ def highest_density_interval(means: ArrayLike, variances: ArrayLike | None, leve
     mu, sigma2 = gaussians(means, variances)
     held = level * (1 - _MISSED)
     flat, spread = mu.reshape(len(mu), -1), np.sqrt(sigma2).reshape(len(mu), -1)
-    columns = max(1, _BLOCK // (len(_STEPS) * max(len(mu), _REFINED)))
+    columns = max(1, _BLOCK // (len(_STEPS) * max(len(mu), _PARTS)))
     parts = [
         _shortest(flat[:, start : start + columns], spread[:, start : start + columns], held)
         for start in range(0, flat.shape[1], columns)
@@ -157,8 +157,8 @@ def _shortest(mu: Array, sigma: Array, level: float) -> Array:
     found at which both bounds have the same density.
     """
     points, masses = _landmarks(mu, sigma)
-    places, guesses = _likely(points, masses, level)  # (R, n)
-    many, numbers = places.shape
+    many, numbers = min(_PARTS, max(_REFINED, _POINTS // len(mu))), mu.shape[1]
+    places, guesses = _likely(points, masses, level, many)  # (R, n)
     mu, sigma, upper = np.tile(mu, many), np.tile(sigma, many), guesses.ravel()  # (S, R n)
 
     def neighbours(distance: int) -> Array:
@@ -196,8 +196,8 @@ def _landmarks(mu: Array, sigma: Array) -> tuple[Array, Array]:
     return points, np.stack([special.ndtr((point - mu) / sigma).mean(axis=0) for point in points])
 
 
-def _likely(points: Array, masses: Array, level: float) -> tuple[NDArray[np.int64], Array]:
-    """Return the landmarks (P, n) at which the shortest intervals seem to begin, by number, and where these end."""
+def _likely(points: Array, masses: Array, level: float, many: int) -> tuple[NDArray[np.int64], Array]:
+    """Return the landmarks of (P, n) where the shortest intervals seem to begin, (many, n), and where these end."""
     places, ends = [], []
     for point, mass in zip(points.T, masses.T, strict=True):
         upper = np.interp(mass + level, mass, point)
@@ -206,6 +206,6 @@ def _likely(points: Array, masses: Array, level: float) -> tuple[NDArray[np.int6
         parts = np.array_split(begin, min(_PARTS, len(begin))) if len(begin) else [np.zeros(1, dtype=np.int64)]
         best = np.array([some[width[some].argmin()] for some in parts])
         best = best[np.argsort(width[best], kind="stable")]
-        places.append(np.resize(best, _REFINED))
+        places.append(np.resize(best, many))
         ends.append(upper[places[-1]])
     return np.stack(places, axis=-1), np.stack(ends, axis=-1)

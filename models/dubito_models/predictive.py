@@ -492,9 +492,9 @@ def _entropy_corrected(moments: Moments, mean: Array, variance: Array) -> Array:
 def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
     """Return quantiles (..., Q) of the equal-weight Gaussian mixture over the first axis of `means` (S, ...).
 
-    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of its spread: by Newton's
-    method from the quantile of one Gaussian, within a bracket that is halved where a step would leave it. Without
-    variances, the type-7 quantiles of the means.
+    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of its spread: by Newton's method
+    from the quantile of one Gaussian, within a bracket that is halved where a step would leave it, or be more than half
+    the last one. Without variances, the type-7 quantiles of the means.
     """
     at = np.asarray(levels, dtype=np.float64)
     if variances is None:
@@ -508,6 +508,7 @@ def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[fl
     whole = np.sqrt((deviation**2).mean(0) + middle.var(0))
     found: Array = np.clip(middle.mean(0) + special.ndtri(wanted) * whole, low, high)
     left = np.arange(len(wanted))  # those that still move
+    moved = high - low  # how far each went last
     for _ in range(200):
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
             off = (found[left] - middle[:, left]) / deviation[:, left]
@@ -519,7 +520,9 @@ def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[fl
             np.where(excess < 0, high[left], found[left]),
         )
         inside = (step > low[left]) & (step < high[left])  # nor where it is not a number
-        step = np.where(inside, step, (low[left] + high[left]) / 2)
+        sure = inside & (np.abs(step - found[left]) <= moved[left] / 2)  # or it might go in circles
+        step = np.where(sure, step, (low[left] + high[left]) / 2)
+        moved[left] = np.abs(step - found[left])
         still = (np.abs(excess) > 1e-11) & (high[left] - low[left] > 1e-12 * whole[left] + 1e-15 * np.abs(step))
         found[left] = np.where(np.abs(excess) > 1e-11, step, found[left])
         left = left[still]

@@ -1,7 +1,8 @@
-"""Mixtures of draws, against scipy, torch-free sums and a search over lower tails."""
+"""Mixtures of draws, against scipy's Gaussians and a search over lower tails."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from scipy import stats
 
 from dubito_models.errors import InvalidArgument
 from dubito_models.metrics import mixture_negative_log_likelihood
-from dubito_models.mixtures import highest_density_interval, mixture_cdf, mixture_log_density
+from dubito_models.mixtures import _rising_root, highest_density_interval, mixture_cdf, mixture_log_density
 from dubito_models.predictive import mixture_quantiles
 from oracles.cases import drawn
 
@@ -153,6 +154,36 @@ def test_draws_far_apart_are_taken_whole() -> None:
     low, high = highest_density_interval(means, variances, 0.75)
     assert -0.01 < low < 0
     assert 2 < high < 2.01
+
+
+@pytest.mark.parametrize("seed", [158, 227, 592, 754, 960, 2103])
+def test_the_deepest_of_several_wells_is_found(seed: int) -> None:
+    """Few narrow draws of which half are to be held: the interval is no wider than the closest half.
+
+    Each half that lies by itself is a local optimum, in a well narrower than a search over lower tails
+    sees. At 6.4 deviations 8e-11 of a draw is left.
+    """
+    random = np.random.default_rng(seed)
+    draws = random.integers(2, 8)
+    means, variances = 3 * random.normal(size=draws), random.gamma(1, size=(draws, 1))[:, 0] * 0.1 + 1e-3
+    reach = 6.4 * np.sqrt(variances)
+    halves = [list(half) for half in itertools.combinations(range(draws), draws // 2)]
+    pairs = [np.array([(means - reach)[half].min(), (means + reach)[half].max()]) for half in halves]
+    holding = [high - low for low, high in pairs if held(means, variances, np.array([low, high])) >= 0.5 - 1e-10]
+    low, high = highest_density_interval(means, variances, 0.5)
+    assert high - low <= min(holding)
+
+
+def test_newtons_circles_are_left() -> None:
+    """The signed root, whose Newton steps lead from x to -x and back, has its zero found all the same."""
+
+    def signed_root(x: Array, left: NDArray[np.int64]) -> tuple[Array, Array]:
+        size = np.sqrt(np.abs(x - 0.3))
+        with np.errstate(divide="ignore"):
+            return np.sign(x - 0.3) * size, 0.5 / size
+
+    found = _rising_root(signed_root, np.array([1.0, -0.5]), np.full(2, -9.0), np.full(2, 8.0), np.full(2, 1e-12))
+    np.testing.assert_allclose(found, 0.3, atol=1e-11)
 
 
 @settings(max_examples=60, deadline=None)

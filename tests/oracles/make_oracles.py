@@ -2,14 +2,15 @@
 
 They pin versions that this project does not, so they have a virtual environment of their own:
 
-    python3.11 -m venv /tmp/oracles
-    /tmp/oracles/bin/pip install -r tests/oracles/requirements.txt
-    /tmp/oracles/bin/pip install --no-deps -r tests/oracles/requirements-alone.txt
-    /tmp/oracles/bin/python tests/oracles/make_oracles.py
+    python3.11 -m venv peers
+    peers/bin/pip install -r tests/oracles/requirements.txt
+    peers/bin/pip install --no-deps -r tests/oracles/requirements-alone.txt
+    peers/bin/python tests/oracles/make_oracles.py
 
-Not asked, because known to be wrong or to mean something else: uncertainty-toolbox about quantile proportions with
-predictions and targets in their places (its quantile residuals have the wrong sign); netcal's ACE, MAPIE and Fortuna
-about adaptive or expected errors (other bins than said). netcal's ACE is the unweighted error here.
+Not asked, because known to be wrong: MAPIE and Fortuna about calibration errors (their bins are others than they say),
+uncertainty-toolbox about quantile proportions as it has them (its residuals have the wrong sign, see below),
+torch-uncertainty about mixtures (it averages their parameters). netcal's ACE is the unweighted error here. The rest of
+verif's requirements is for maps and windows, so it is installed without them.
 """
 
 from __future__ import annotations

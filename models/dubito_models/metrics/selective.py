@@ -61,8 +61,8 @@ def excess_area_under_risk_coverage_curve(losses: ArrayLike, uncertainty: ArrayL
 def area_under_generalized_risk_coverage_curve(losses: ArrayLike, uncertainty: ArrayLike) -> float:
     """Return the area under coverage times risk, from coverage 0 to 1 by the trapezoid rule (AUGRC).
 
-    Traub et al. 2024: the mean loss of answers that are given, whichever share of them is. For losses of 0 and 1 it is
-    (1 - A) a (1 - a) + (1 - a)^2 / 2, with accuracy a and the area A under the ROC of uncertainty for errors.
+    Coverage times risk is the loss of the rows that are answered over all rows (Traub et al. 2024). For losses of 0 and
+    1 the area is (1 - A) a (1 - a) + (1 - a)^2 / 2: accuracy a, and A the area under the ROC of uncertainty for errors.
     """
     curve = risk_coverage_curve(losses, uncertainty)
     height = np.concatenate([[0.0], curve.coverage * curve.risk])

@@ -178,8 +178,11 @@ def test_equal_confidences_stay_in_order() -> None:
     p = [[0.75, 0.25]] * 100
     assert adaptive_expected_calibration_error(p, [0] * 50 + [1] * 50, bins=2) == pytest.approx(0.5)
     assert adaptive_expected_calibration_error(p, [0, 1] * 50, bins=2) == pytest.approx(0.25)
-    between = [[0.75, 0.25], [0.6, 0.4]] * 50  # the lower ones fill the first bin, in the order given
-    assert adaptive_expected_calibration_error(between, [1, 0] * 50, bins=2) == pytest.approx((0.75 + 0.4) / 2)
+    random = np.random.default_rng(25)
+    confidence, y = random.choice([0.6, 0.75, 0.9], size=300), random.integers(2, size=300)
+    mixed = np.stack([confidence, 1 - confidence], axis=1)
+    expected = sum(n * abs(a - c) for a, c, n in by_mass(*top(mixed, y), 15)) / 300
+    assert adaptive_expected_calibration_error(mixed, y) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_constant_forecast_errs_by_its_distance_from_the_rate() -> None:
