@@ -95,7 +95,8 @@ def gather(decoded: Decoded, counts: Sequence[int], keep_draws: bool, *, joint: 
 def _count_votes(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Return how many draws of each group have a class first, (G, B, K), of probabilities (S, B, K)."""
     first = values.argmax(-1, keepdim=True)  # (S, B, 1)
-    groups = torch.repeat_interleave(torch.tensor(counts, device=values.device)).view(-1, 1, 1).expand_as(first)
+    numbers = [torch.full((count,), number, device=values.device) for number, count in enumerate(counts)]
+    groups = torch.cat(numbers).view(-1, 1, 1).expand_as(first)
     rows = torch.arange(values.shape[1], device=values.device).view(1, -1, 1).expand_as(first)
     votes = torch.zeros(len(counts), *values.shape[1:], dtype=torch.float64, device=values.device)
     return votes.index_put_((groups, rows, first), votes.new_ones(()), accumulate=True)

@@ -20,6 +20,7 @@ BUSY_SECONDS = 2.0  # for a lock that another holds
 STATEMENT_SECONDS = 5.0
 
 _ATTEMPTS = 3
+_OPENINGS, _OPENING_SECONDS = 5, 0.25
 _CONFLICTS = ("40001", "40P01")  # PostgreSQL: two transactions stood in each other's way
 _WAL_BYTES = 64 * 2**20
 
@@ -44,13 +45,17 @@ class Database:
 
     def create(self, tables: sql.MetaData) -> None:
         """Create what tables are missing; `CannotOpenState` where the database cannot be used."""
-        try:
-            with self._writer.begin() as connection:
-                if self.folder is None:  # two servers that start together would both create them
-                    connection.execute(sql.text("SELECT pg_advisory_xact_lock(2053399919)"))
-                tables.create_all(connection)
-        except SQLAlchemyError as error:
-            raise CannotOpenState(f"state: {self.name} cannot be opened: {_reason(error)}") from None
+        for attempts_left in reversed(range(_OPENINGS)):
+            try:
+                with self._writer.begin() as connection:
+                    if self.folder is None:  # two servers that start together would both create them
+                        connection.execute(sql.text("SELECT pg_advisory_xact_lock(2053399919)"))
+                    tables.create_all(connection)
+                return
+            except SQLAlchemyError as error:
+                if not attempts_left or "locked" not in _reason(error):  # another server that starts is in the way
+                    raise CannotOpenState(f"state: {self.name} cannot be opened: {_reason(error)}") from None
+                time.sleep(_OPENING_SECONDS)
 
     @property
     def name(self) -> str:

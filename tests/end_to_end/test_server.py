@@ -236,11 +236,10 @@ def test_a_model_is_described(server: Running) -> None:
     assert caught.value.code() is Code.NOT_FOUND
 
 
-@pytest.mark.parametrize("method", ["Observe", "PredictBulk", "LoadModel", "UnloadModel"])
+@pytest.mark.parametrize("method", ["PredictBulk", "LoadModel", "UnloadModel"])
 def test_what_is_not_served_yet_is_unimplemented_and_says_so(method: str, server: Running) -> None:
     stub, models = server.stub, pb_grpc.ModelServiceStub(server.channel)
     calls: dict[str, Callable[[], object]] = {
-        "Observe": lambda: stub.Observe(pb.ObserveRequest(), timeout=SECONDS),
         "PredictBulk": lambda: list(stub.PredictBulk(iter([asking()]), timeout=SECONDS)),
         "LoadModel": lambda: models.LoadModel(pb.LoadModelRequest(model="mlp"), timeout=SECONDS),
         "UnloadModel": lambda: models.UnloadModel(pb.UnloadModelRequest(model="mlp"), timeout=SECONDS),

@@ -218,7 +218,7 @@ def test_rows_that_stopped_are_corrected_at_their_own_draws(version: ModelVersio
 
 def test_runs_of_several_lengths_end_together(packed: Packed, version: ModelVersion) -> None:
     engine = packed("encoder").engine
-    allowed = replace(version.calibration, linearized=True, method="identity", temperature=1.0)
+    allowed = replace(version.calibration, linearized=True, map=None)
     several = [{"series": sample("encoder", 3)["series"][:, :length]} for length in (3, 5)]
     plan = engine.plan(SamplingSpec(max_draws=20, estimator=LINEAR))
     runs = [engine.start([(inputs, plan)], allowed)[0] for inputs in several]

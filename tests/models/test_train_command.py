@@ -77,7 +77,7 @@ def test_a_recipe_becomes_a_calibrated_version(run: Callable[..., Result], tmp_p
     assert found(tmp_path / "runs") == ["tiny-seed0/checkpoint.pt", "tiny-seed0/log.csv"]
     version = Repository(tmp_path / "repository").load("tiny")
     assert version.calibration is not None
-    assert version.calibration.rows == len(digits(0).calibration)
+    assert version.calibration.rows + version.calibration.score_rows == len(digits(0).calibration)
     assert version.manifest.class_names == digits(0).class_names
 
 
@@ -322,7 +322,7 @@ def test_a_forecast_is_shown_step_by_step(run: Callable[..., Result], tmp_path: 
     assert result.exit_code == 0, result.output
     steps = [line for line in result.stdout.splitlines() if "step " in line]
     assert len(steps) == 24
-    assert "calibration: none" in result.stdout
+    assert "calibration, coverage: normalized scores of" in result.stdout
     version = Repository(tmp_path / "repository").load("co2")
     assert version.manifest.outputs == 24
     assert [site.kind for site in version.manifest.sites] == ["weight", "channel"]

@@ -454,7 +454,7 @@ async def test_get_model_tells_what_labels_say(opened: Open, tmp_path: Path, ver
     assert not found.HasField("root_mean_squared_error")
     assert abs(found.last_seconds - time.time()) < SECONDS
     scores, epistemic = found.drift
-    assert (scores.of, scores.rows, scores.reference_rows) == ("conformal_score", 300, 200)
+    assert (scores.of, scores.rows, scores.reference_rows) == ("conformal_score", 300, 100)
     assert (epistemic.of, epistemic.rows, epistemic.reference_rows) == ("epistemic_uncertainty", 100, 200)
     assert [drift.false_alarm for drift in found.drift] == [0.01, 0.01]
     assert not any(drift.alarm for drift in found.drift)

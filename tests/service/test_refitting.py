@@ -167,7 +167,7 @@ def test_with_their_inputs_kept_the_whole_calibration_is_refitted(
     assert code == 0, said
     found = current(version)
     inputs, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
-    assert (found.rows, found.score_rows) == (60, 60)
+    assert (found.rows, found.score_rows) == (70, 50)
     assert load_version(version.folder).calibrate(inputs, labels).id == found.id
 
 
