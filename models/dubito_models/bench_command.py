@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dubito_models.advising import document, recommend
 from dubito_models.benching import Bench, Drawing, Needs, measure
+from dubito_models.chosen import choose_version
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.package import ModelVersion, Repository
 from dubito_models.refused import Refused
@@ -175,15 +176,7 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tu
 
 
 @click.command()
-@click.argument("model")
-@click.option(
-    "--repository",
-    default=Path("repository"),
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of models.",
-)
-@click.option("--version", "number", type=click.IntRange(1), help="Of the model; the newest by default.")
+@choose_version
 @click.option(
     "--data",
     type=click.Path(path_type=Path),

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from dubito_models import evaluating
+from dubito_models.chosen import choose_version
 from dubito_models.convergence import Convergence
 from dubito_models.errors import DubitoError
 from dubito_models.evaluating import Assessment, describe, document
@@ -111,15 +112,7 @@ def _bars(quiet: bool) -> Iterator[evaluating.Progress]:
 
 
 @click.command()
-@click.argument("model")
-@click.option(
-    "--repository",
-    default=Path("repository"),
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of models.",
-)
-@click.option("--version", "number", type=click.IntRange(1), help="Of the model; the newest by default.")
+@choose_version
 @click.option("--data", required=True, metavar="ROWS", help="Rows whose truth is known; see above.")
 @click.option(
     "--target", multiple=True, metavar="COLUMN", help="Of a table: the truth. Once for each number predicted."

@@ -20,6 +20,7 @@ from dubito_models.calibrating import CONFORMAL, METHODS, Abstaining, Calibratio
 from dubito_models.calibration import Calibration, Grouping
 from dubito_models.calibration.calibration import QUANTITIES
 from dubito_models.calibration.describing import describe
+from dubito_models.chosen import choose_version
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion, Repository
@@ -36,15 +37,7 @@ def _choices(of: dict[Task, tuple[Any, ...]], *more: str) -> click.Choice[str]:
 
 
 @click.command()
-@click.argument("model")
-@click.option(
-    "--repository",
-    default=Path("repository"),
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of models.",
-)
-@click.option("--version", "number", type=click.IntRange(1), help="Of the model; the newest by default.")
+@choose_version
 @click.option(
     "--data",
     help="Labelled rows that training has not seen: .npz with `labels` or `targets`, a table with --target, or "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +17,8 @@ from dubito_client import Client
 from dubito_client.errors import InvalidArgument
 from dubito_client.stopping import Stopping
 from dubito_models.packing import pack
+from served import DUBITO, served
 
-DUBITO = str(Path(sys.executable).with_name("dubito"))
 WIDTH, CLASSES = 5, 3
 
 
@@ -47,19 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def target(folder: Path) -> Iterator[str]:
-    """`dubito serve` in a process of its own; yields its address."""
-    port = folder / "port"
-    command = [DUBITO, "serve", "--repository", str(folder / "repository"), "--port", "0", "--port-file", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        yield f"127.0.0.1:{port.read_text().strip()}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        if process.stdout is not None:
-            process.stdout.close()
+    with served(folder) as address:
+        yield address
 
 
 def run(folder: Path, *arguments: str) -> str:

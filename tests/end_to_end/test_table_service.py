@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from dubito_models.package import ModelVersion
 from dubito_models.predictive import Regression
 from dubito_models.tables import read_table
 from houses import pack_houses, write_houses
+from served import DUBITO, served
 
 README = Path(__file__).parents[2] / "README.md"
-DUBITO = str(Path(sys.executable).with_name("dubito"))
 DRAWS = 40
 
 
@@ -40,19 +39,8 @@ def houses(folder: Path) -> ModelVersion:
 
 @pytest.fixture(scope="module")
 def target(houses: ModelVersion, folder: Path) -> Iterator[str]:
-    """`dubito serve` in a process of its own; yields its address."""
-    port = folder / "port"
-    command = [DUBITO, "serve", "--repository", str(folder / "repository"), "--port", "0", "--port-file", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        yield f"127.0.0.1:{port.read_text().strip()}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        if process.stdout is not None:
-            process.stdout.close()
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
