@@ -21,7 +21,6 @@ from dubito_models.calibration.calibration import QUANTITIES, Answer, Calibratio
 from dubito_models.calibration.choosing import ChosenMap
 from dubito_models.calibration.class_maps import ClassMap
 from dubito_models.calibration.conformal import Conformal, fit_classes, fit_targets
-from dubito_models.calibration.fitting import LEAST
 from dubito_models.calibration.fitting_classes import choose_class_map
 from dubito_models.calibration.selective import Selective, fit_selective
 from dubito_models.calibration.target_maps import TargetMap, choose_target_map
@@ -49,6 +48,7 @@ METHODS: dict[Task, tuple[Method, ...]] = {
 }  # fmt: skip
 CONFORMAL = {Task.CLASSIFICATION: ("lac", "aps", "raps"), Task.REGRESSION: ("normalized", "absolute", "cqr")}
 CQR_LEVEL = 0.9
+ENOUGH_TO_MAP = 50  # rows: of fewer, what is chosen does harm too often
 ENOUGH_SCORES = 50  # for which a coverage of .9 is kept within 2 points: that of n is in steps of 1 / (n + 1)
 _BLOCK = 1024  # rows at a time
 
@@ -76,9 +76,9 @@ class CalibrationSpec:
     `sampling`: the draws, rule and estimator that will be served; seed and design are the version's own. `method`: of
     the map; "auto" takes the best by cross-validated likelihood, or none. `conformal`: the scores of sets or intervals;
     None takes "lac", or "normalized", "none" none. Coverage holds for each `condition`: all rows, each "class", or each
-    group of `grouping`. `map_share` of the rows fit the map; None leaves a quarter, at least 50, for scores, and just a
-    quarter where `method` names a map. `overlap`: so many consecutive rows share targets, as the windows of a series
-    do. `seed` shuffles rows into shares and folds.
+    group of `grouping`. `map_share` of the rows fit the map; None leaves a quarter, at least 50, for scores, and all
+    where no 50 are left for the map; just a quarter where `method` names one. `overlap`: so many consecutive rows share
+    targets, as the windows of a series do. `seed` shuffles rows into shares and folds.
     """
 
     sampling: SamplingSpec = _AS_PACKED
@@ -177,7 +177,7 @@ def share_out(count: int, spec: CalibrationSpec) -> tuple[NDArray[np.int64], NDA
         first = most
     else:
         first = min(most, count - ENOUGH_SCORES * spec.overlap)
-        if first < LEAST * spec.overlap or spec.method == "identity":
+        if first < ENOUGH_TO_MAP * spec.overlap or spec.method == "identity":
             first = 0
     if spec.overlap > 1:
         return np.arange(first), np.arange(min(count, first + spec.overlap - 1), count)

@@ -472,4 +472,4 @@ def test_a_calibrated_answer_says_by_what_and_how_far_it_holds(packed: Packed, t
     assert answered(request, calibrated)[1].calibration_validity == pb.CALIBRATION_VALIDITY_APPROXIMATE
     info = write_model(calibrated.entry("mlp", None), LIMITS)
     assert (info.status.calibration_id, info.calibration.id) == (fitted.id, fitted.id)
-    assert (info.calibration.draws, info.calibration.design, info.calibration.rows) == (40, pb.DESIGN_BALANCED, 10)
+    assert (info.calibration.draws, info.calibration.design, info.calibration.rows) == (40, pb.DESIGN_BALANCED, 0)
