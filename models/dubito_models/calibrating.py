@@ -150,7 +150,8 @@ def calibrate_engine(
     learning = rows.take(mapped)
     calibration = _fit_map(engine, identity, learning, spec, fingerprint)
     known = learning if len(mapped) else rows  # their inputs alone
-    calibration = _settle_estimator(measure_gains(engine, known.inputs, calibration), spec)
+    calibration = measure_gains(engine, known.inputs, calibration)
+    _check_estimator(calibration)
     if not len(scored):
         return calibration
     judged = rows.take(scored)
@@ -234,11 +235,10 @@ def _fit_map(engine: Engine, identity: Identity, rows: Rows, spec: CalibrationSp
     )
 
 
-def _settle_estimator(calibration: Calibration, spec: CalibrationSpec) -> Calibration:
+def _check_estimator(calibration: Calibration) -> None:
     if calibration.estimator is Estimator.LINEARIZED and not calibration.linearized:
         given = "linearized, which gains too little on these rows, or is biased"
         raise InvalidArgument("estimator", given, "plain")
-    return calibration
 
 
 def _ladder(
