@@ -12,29 +12,13 @@ from dubito_models.errors import InvalidArgument
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_service.drift import Drift
-from dubito_service.errors import StateUnset
 from dubito_service.observations import StreamKey
-from dubito_service.observing import Adapt, Observed, Observer
+from dubito_service.observing import Observed, Observer
 from dubito_service.receipts import Classified, Receipt
 from dubito_service.rolling import Banded, Rolling
 
-MAX_STREAM = 128  # characters of a stream's name
 _SHOWN = 32  # characters of an id that is refused
 _MOST_STREAMS = 100  # that `GetModel` lists, those of most labels
-
-
-def read_stream(output: pb.OutputSpec, coverage: float | None, adapt: Adapt | None) -> str:
-    """Check the name of a stream, "" for none; raises `StateUnset` or `InvalidArgument`."""
-    stream = output.stream
-    if not stream:
-        return ""
-    if adapt is None:
-        raise StateUnset("output.stream", repr(stream))
-    if len(stream) > MAX_STREAM or not stream.isprintable():
-        raise InvalidArgument("output.stream", repr(stream), f"at most {MAX_STREAM} printable characters")
-    if coverage is None:
-        raise InvalidArgument("output.stream", repr(stream), "this only with output.coverage, which it adapts")
-    return stream
 
 
 def read_observation(request: pb.ObserveRequest, observer: Observer) -> tuple[Receipt, NDArray[Any]]:

@@ -42,9 +42,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What a stream asks of conformal prediction now, by version, calibration, name and the coverage that it wants.
-Adapt = Callable[[ModelVersion, str, str, float], float]
-
 REFRESH_SECONDS = 0.5  # between looks at what other replicas have written
 WAIT_SECONDS = 8.0  # for a write, with those before it
 LOOK_SECONDS = 1.0  # for what `GetModel` says; after that it says what was known before

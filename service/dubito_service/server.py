@@ -17,15 +17,17 @@ from grpc_reflection.v1alpha import reflection
 from dubito_models.files import write_atomically
 from dubito_models.package import Repository, choose_device
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
+from dubito_service.asking import RequestLimits
 from dubito_service.errors import CannotListen
 from dubito_service.guard import Guard
 from dubito_service.health import SERVICE as HEALTH
 from dubito_service.health import Health
-from dubito_service.messages import RequestLimits
+from dubito_service.model_servicer import ModelServicer
 from dubito_service.observations import Rules
 from dubito_service.observing import Observer, ObservingRules, open_observer
+from dubito_service.predicting import Predictor
 from dubito_service.registry import load_registry
-from dubito_service.servicers import SERVICES, ModelServicer, UncertaintyServicer
+from dubito_service.servicers import SERVICES, UncertaintyServicer
 from dubito_service.settings import Settings
 from dubito_service.worker import DeviceWorker, StandardWorker, WorkLimits
 
@@ -76,8 +78,8 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
             ],
         )
-        clock = time.monotonic
-        uncertainty = UncertaintyServicer(self.registry, self.device, self.standard, limits, clock, self.observer)
+        predictor = Predictor(self.device, self.standard, time.monotonic, self.observer)
+        uncertainty = UncertaintyServicer(self.registry, predictor, limits, self.observer)
         pb_grpc.add_UncertaintyServiceServicer_to_server(uncertainty, server)
         pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits, self.observer), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -21,17 +21,12 @@ from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
+from dubito_service.asking import Prediction, RequestLimits, Spent
 from dubito_service.errors import NotServed
-from dubito_service.messages import (
-    RequestLimits,
-    Spent,
-    read_evaluation,
-    read_prediction,
-    write_evaluation,
-    write_model,
-    write_models,
-    write_prediction,
-)
+from dubito_service.messages import read_evaluation, read_prediction, write_evaluation, write_prediction
+from dubito_service.model_messages import write_model, write_models
+from dubito_service.observing import Issued
+from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.registry import Entry, Registry
 
 Packed = Callable[[str], ModelVersion]
@@ -294,10 +289,14 @@ def test_what_has_no_effect_is_said(registry: Registry) -> None:
     assert "no calibration" in second
 
 
+def written(asked: Prediction, predictive: Predictive) -> pb.PredictResponse:
+    return write_prediction(Answer(asked, predictive, SPENT, Issued()))
+
+
 def answered(request: pb.PredictRequest, registry: Registry) -> tuple[Predictive, pb.PredictResponse]:
     asked = read_prediction(request, registry, LIMITS)
     predictive = asked.version.engine.predict(asked.inputs, asked.plan.spec, asked.calibration)
-    return predictive, write_prediction(asked, predictive, SPENT)
+    return predictive, written(asked, predictive)
 
 
 def test_a_classification_is_written_whole(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +359,7 @@ def test_a_partial_answer_says_so_twice(registry: Registry) -> None:
     engine = asked.version.engine
     [run] = engine.start([(asked.inputs, asked.plan)], None)
     [run] = engine.advance([run], 10)
-    reply = write_prediction(asked, engine.finish([run], StopReason.DEADLINE)[0], SPENT)
+    reply = written(asked, engine.finish([run], StopReason.DEADLINE)[0])
     assert list(reply.stop_reason) == [pb.STOP_REASON_DEADLINE] * 3
     assert reply.warnings[0] == "the deadline ended drawing after 10 of 40 draws"
 
@@ -370,7 +369,7 @@ def test_an_evaluation_is_written_whole(model: str, fields: tuple[str, ...], reg
     source = good(model)
     asked = read_evaluation(pb.EvaluateRequest(model=model, inputs=source.inputs, id="x"), registry, LIMITS)
     evaluation = asked.version.evaluate(asked.inputs)
-    reply = write_evaluation(asked, evaluation, SPENT)
+    reply = write_evaluation(StandardAnswer(asked, evaluation, SPENT))
     for name in ("output", *fields):
         np.testing.assert_array_equal(tensors.decode(getattr(reply, name)), getattr(evaluation, name))
     assert reply.id == "x"
