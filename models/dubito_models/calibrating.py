@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from dubito_models.calibration.calibration import QUANTITIES, Answer, Calibration, Grouping, Reached, uncertainty_of
 from dubito_models.calibration.choosing import ChosenMap
-from dubito_models.calibration.class_maps import ClassMap
+from dubito_models.calibration.class_maps import ClassMap, ClassMapKind
 from dubito_models.calibration.conformal import Conformal, fit_classes, fit_targets
 from dubito_models.calibration.fitting_classes import choose_class_map
 from dubito_models.calibration.selective import Selective, fit_selective
-from dubito_models.calibration.target_maps import TargetMap, choose_target_map
+from dubito_models.calibration.target_maps import TargetMap, TargetMapKind, choose_target_map
 from dubito_models.engine import Engine
 from dubito_models.errors import InvalidArgument
 from dubito_models.gains import measure_gains
@@ -33,19 +33,11 @@ from dubito_models.sampling import Estimator, SamplingSpec
 from dubito_models.stopping import ALL_DRAWS
 
 Array = NDArray[np.float64]
-Method = Literal[
-    "auto", "identity",
-    "temperature", "log_mean_temperature", "vector_scaling", "dirichlet", "isotonic", "beta",
-    "noise_scale", "variance_scale", "crps_scale", "pit_isotonic", "crude",
-]  # fmt: skip
+Method = Literal["auto", "identity"] | ClassMapKind | TargetMapKind
 METHODS: dict[Task, tuple[Method, ...]] = {
-    Task.CLASSIFICATION: (
-        "auto", "identity", "temperature", "log_mean_temperature", "vector_scaling", "dirichlet", "isotonic", "beta",
-    ),
-    Task.REGRESSION: (
-        "auto", "identity", "noise_scale", "variance_scale", "crps_scale", "pit_isotonic", "crude",
-    ),
-}  # fmt: skip
+    Task.CLASSIFICATION: ("auto", "identity", *get_args(ClassMapKind)),
+    Task.REGRESSION: ("auto", "identity", *get_args(TargetMapKind)),
+}
 CONFORMAL = {Task.CLASSIFICATION: ("lac", "aps", "raps"), Task.REGRESSION: ("normalized", "absolute", "cqr")}
 CQR_LEVEL = 0.9
 ENOUGH_TO_MAP = 50  # rows: of fewer, what is chosen does harm too often

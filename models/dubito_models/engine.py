@@ -159,7 +159,6 @@ class Engine:
             seed=self.defaults.seed if spec.seed is None else spec.seed,
             design=design,
             group_size=self.masks.group_size,
-            stopping=stopping,
             spec=replace(spec, stopping=stopping, estimator=estimator),
         )
 
@@ -395,7 +394,7 @@ class Engine:
         noise = self._noise_variance
         if calibration is None:
             return regress(moments, scatter, noise, spec.interval_level, spec.quantiles)
-        return calibration.regress(moments, scatter, noise, spec.interval_level, spec.quantiles)
+        return calibration.regress(moments, scatter, noise, spec)
 
     def predict(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dubito_models.errors import InvalidArgument
-from dubito_models.stopping import Stopping, StoppingRule, next_look
+from dubito_models.stopping import ALL_DRAWS, Stopping, StoppingRule, next_look
 from dubito_models.thinning import Design, MaskScope
 
 MAX_SEED = 2**64 - 1
@@ -80,15 +80,19 @@ class SamplingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A specification with nothing left open: what a run does. `stopping` and `estimator` stand in its `spec` too."""
+    """A specification with nothing left open, its rule and estimator too: what a run does."""
 
     max_draws: int
     min_draws: int
     seed: int
     design: Design
     group_size: int
-    stopping: Stopping
     spec: SamplingSpec
+
+    @property
+    def stopping(self) -> Stopping:
+        """The rule, `ALL_DRAWS` for none."""
+        return self.spec.stopping or ALL_DRAWS
 
     @property
     def thinning(self) -> tuple[int, Design, MaskScope]:

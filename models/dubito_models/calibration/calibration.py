@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -42,7 +42,7 @@ from dubito_models.predictive import (
     margin_of,
     regress,
 )
-from dubito_models.sampling import Estimator
+from dubito_models.sampling import Estimator, SamplingSpec
 from dubito_models.stopping import ALL_DRAWS, ErrorRatios, Stopping
 
 Answer = Classification | Regression
@@ -72,7 +72,7 @@ class Reached:
     conformal: Conformal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is worked out of its many numbers is kept
 class Calibration:
     """What is done to draws and answers, and how the draws were made that it was fitted to.
 
@@ -111,10 +111,14 @@ class Calibration:
     linearized: bool = False  # whether a classification may be corrected by linear logits: it pays, and has no bias
     control_variate: bool = False  # whether a regression's variance is taken with control variates: they paid
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
-        """The address of its content."""
-        return _address(self)
+        """The address of its content; a field that is added, with a default, moves no old one."""
+        defaults = {field.name: field.default for field in fields(self)}
+        said = {name: value for name, value in asdict(self).items() if getattr(self, name) != defaults[name]}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[
+            :16
+        ]  # a new field moves no old one
 
     @property
     def method(self) -> str:
@@ -143,13 +147,13 @@ class Calibration:
             return replace(decoded, log_probabilities=self.map.apply(decoded.log_probabilities), calibrated=True)
         return replace(decoded, calibrated=True)
 
-    def regress(
-        self, moments: Moments, scatter: Spread, noise: Array | None, level: float, quantiles: Sequence[float]
-    ) -> Regression:
+    def regress(self, moments: Moments, scatter: Spread, noise: Array | None, spec: SamplingSpec) -> Regression:
         """End moments as `predictive.regress` does; `noise`: constant, as the version knows it."""
+        level, quantiles = spec.interval_level, spec.quantiles
         if noise is not None and isinstance(self.map, NoiseScale):
             noise = noise * self.map.factor
-        base = self.conformal[-1].conformal.base_level if self.conformal else None  # of a conformalised quantile
+        # Of a conformalised quantile; of every answer, because labels that come back are scored by it.
+        base = self.conformal[-1].conformal.base_level if self.conformal else None
         levels = list(quantiles) if base is None else [*quantiles, (1 - base) / 2, (1 + base) / 2]
         if isinstance(self.map, DeviationScale | PitMap | StandardizedResiduals):
             found = self.map.stretch(regress(moments, scatter, noise, level, levels, self.map.quantiles))
@@ -233,13 +237,6 @@ def uncertainty_of(answer: Answer, quantity: str) -> Array | None:
 
 def _rows(answer: Answer) -> int:
     return len(answer.label if isinstance(answer, Classification) else answer.mean)
-
-
-@functools.lru_cache(maxsize=256)
-def _address(calibration: Calibration) -> str:
-    defaults = {field.name: field.default for field in fields(Calibration)}
-    said = {name: value for name, value in asdict(calibration).items() if getattr(calibration, name) != defaults[name]}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]  # a new field moves no old one
 
 
 def fingerprint(arrays: Mapping[str, NDArray[np.generic]]) -> str:

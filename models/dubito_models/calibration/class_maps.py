@@ -8,7 +8,6 @@ below -80, so that a head which says exactly 0 or 1 gives numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -24,7 +23,6 @@ from dubito_models.calibration.parameters import (
     check_finite,
     check_positive,
     check_rising,
-    map_from,
 )
 from dubito_models.errors import InvalidArgument
 
@@ -223,16 +221,3 @@ ClassMap: TypeAlias = PerDrawMap | MeanMap
 ClassMapKind: TypeAlias = Literal[
     "temperature", "log_mean_temperature", "vector_scaling", "dirichlet", "isotonic", "beta"
 ]
-KINDS: dict[str, type[ClassMap]] = {
-    "temperature": Temperature,
-    "log_mean_temperature": LogMeanTemperature,
-    "vector_scaling": VectorScaling,
-    "dirichlet": Dirichlet,
-    "isotonic": Isotonic,
-    "beta": Beta,
-}
-
-
-def class_map_from(document: Mapping[str, object]) -> ClassMap:
-    """Return the map that a JSON document describes, as `asdict` wrote it; `InvalidArgument` where it is none."""
-    return map_from(document, KINDS)

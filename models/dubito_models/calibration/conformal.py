@@ -8,10 +8,11 @@ in each class and each group by itself where scores of its own are used (Vovk 20
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +28,7 @@ Condition = Literal["none", "class", "group"]
 
 KEPT = 10_000  # scores of one group, at most
 
+_TABLES = 64  # coverages whose thresholds are kept; a stream moves through many
 _RANK_GUARD = 1e-9  # 100 * .55 is 55, though not in floats
 _CHOOSING = 10  # one row in so many chooses the regular rank of RAPS
 _SLACK = 4 * float(np.finfo(np.float64).eps)
@@ -144,7 +146,7 @@ def _check_groups(conformal: Conformal) -> None:
             _require("scores", kept, f"{len(values)} numbers", f"at most {KEPT}, finite and ascending")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: thresholds are worked out once for each coverage
 class Conformal:
     """Calibration scores, from which sets or intervals of any coverage are made.
 
@@ -199,11 +201,24 @@ class Conformal:
 
     def thresholds(self, coverage: float, rows: int, groups: ArrayLike | None = None) -> Array:
         """Return the highest score that is let in, for each row and output, (B, K)."""
-        table = np.array([[conformal_quantile(one, coverage) for one in group.scores] for group in self.groups])
-        highest = np.array([[one[-1] if one else -math.inf for one in group.scores] for group in self.groups])
-        table = np.where(np.isinf(table), np.maximum(table[0], highest), table)  # (G, 1 or K)
-        found: Array = table[self._members(rows, groups), self._columns]
+        found: Array = self._table(coverage)[self._members(rows, groups), self._columns]
         return found
+
+    def _table(self, coverage: float) -> Array:
+        """Return the highest score of every group that is let in, (G, 1 or K)."""
+        found = self._tables.get(coverage)
+        if found is None:
+            table = np.array([[conformal_quantile(one, coverage) for one in group.scores] for group in self.groups])
+            highest = np.array([[one[-1] if one else -math.inf for one in group.scores] for group in self.groups])
+            found = np.where(np.isinf(table), np.maximum(table[0], highest), table)
+            if len(self._tables) >= _TABLES:
+                self._tables.clear()
+            self._tables[coverage] = found
+        return found
+
+    @functools.cached_property
+    def _tables(self) -> dict[float, Array]:
+        return {}
 
     def prediction_set(
         self, probabilities: ArrayLike, coverage: float, groups: ArrayLike | None = None
@@ -374,30 +389,3 @@ def refit_scores(conformal: Conformal, scores: ArrayLike, keys: ArrayLike | None
     _require("keys", (keys is not None) == conditioned, keys, "the class or group of each row, for a condition")
     members = None if keys is None else _whole_numbers("keys", keys, len(values))
     return replace(conformal, groups=_group(values, members))
-
-
-def conformal_from(document: Mapping[str, Any]) -> Conformal:
-    """Return what `dataclasses.asdict` made of a `Conformal`, also by way of JSON; `InvalidArgument` if it did not."""
-    known = {field.name for field in fields(Conformal)}
-    _require("conformal", set(document) == known, ", ".join(sorted(map(str, document))), ", ".join(sorted(known)))
-    try:
-        groups = tuple(
-            GroupScores(
-                None if group["key"] is None else int(group["key"]),
-                tuple(tuple(float(score) for score in column) for column in group["scores"]),
-            )
-            for group in document["groups"]
-        )
-        level = document["base_level"]
-        return Conformal(
-            method=document["method"],
-            condition=document["condition"],
-            outputs=int(document["outputs"]),
-            groups=groups,
-            penalty=float(document["penalty"]),
-            regular_rank=int(document["regular_rank"]),
-            base_level=None if level is None else float(level),
-            floor=float(document["floor"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidArgument("conformal", f"a document that cannot be read ({error})", "one of a Conformal") from None

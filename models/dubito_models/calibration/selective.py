@@ -13,9 +13,7 @@ less likely somewhere, the search might take more steps than those that share de
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,22 +53,6 @@ class Selective:
         """Return whether to abstain, (B,) of uncertainties (B,): above the threshold, and where it is NaN."""
         accepted: NDArray[np.bool_] = np.asarray(uncertainty, dtype=np.float64) <= self.threshold
         return ~(accepted & math.isfinite(self.threshold))
-
-    def document(self) -> dict[str, Any]:
-        """Return its fields for JSON, which knows no infinity: the threshold that accepts nothing is None."""
-        return {**asdict(self), "threshold": self.threshold if math.isfinite(self.threshold) else None}
-
-
-def selective_from(document: Mapping[str, Any]) -> Selective:
-    """Return what `Selective.document`, or `dataclasses.asdict`, made of one; `InvalidArgument` if neither did."""
-    known = {field.name for field in fields(Selective)}
-    if set(document) != known:
-        raise InvalidArgument("selective", ", ".join(sorted(map(str, document))), ", ".join(sorted(known)))
-    numbers = {name: -math.inf if value is None else value for name, value in document.items() if name != "quantity"}
-    try:
-        return Selective(str(document["quantity"]), **{name: float(value) for name, value in numbers.items()})
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument("selective", f"a document that cannot be read ({error})", "one of a Selective") from None
 
 
 def _check_share(field: str, value: float) -> None:

@@ -8,7 +8,7 @@ variance is the mean noise variance plus that of the draws' means, the sum of sq
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias, get_args
 
@@ -23,7 +23,6 @@ from dubito_models.calibration.parameters import (
     check_finite,
     check_positive,
     check_rising,
-    map_from,
 )
 from dubito_models.calibration.target_scores import (
     LEVELS,
@@ -188,18 +187,6 @@ class StandardizedResiduals:
 
 TargetMap: TypeAlias = NoiseScale | DeviationScale | PitMap | StandardizedResiduals
 TargetMapKind: TypeAlias = Literal["noise_scale", "variance_scale", "crps_scale", "pit_isotonic", "crude"]
-KINDS: dict[str, type[TargetMap]] = {
-    "noise_scale": NoiseScale,
-    "variance_scale": DeviationScale,
-    "crps_scale": DeviationScale,
-    "pit_isotonic": PitMap,
-    "crude": StandardizedResiduals,
-}
-
-
-def target_map_from(document: Mapping[str, object]) -> TargetMap:
-    """Return the map that a JSON document describes, as `asdict` wrote it; `InvalidArgument` where it is none."""
-    return map_from(document, KINDS)
 
 
 # --- Fitting ---
