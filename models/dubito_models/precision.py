@@ -3,7 +3,8 @@
 A product is most of what a draw costs, and bfloat16 halves it or better. Its operands are rounded once, its sums are
 float32, its result is rounded once more; masks, biases, activations, norms and attention never are. So a kept unit's
 1 / (1 - p) is multiplied in float32 and does not itself become 1.109 where it is 1.111. A product that no other
-follows stays float32 too: what it gives is the prediction.
+follows stays float32 too: what it gives is the prediction. A recurrent layer is rounded whole, with its biases and what
+goes from step to step: torch has it as one kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dubito_models.kernels import recurrent
 from dubito_models.sites import find_reached, read_argument
 
 aten = torch.ops.aten
@@ -63,6 +65,18 @@ def rounded_product(
     return product if bias is None else product.add_(bias)
 
 
+def rounded_recurrent(
+    kind: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *settings: bool
+) -> list[Tensor]:
+    """Run a recurrent layer (see `kernels.recurrent`) whose weights are rounded already; takes and returns float32.
+
+    Where the processor has no such products, what goes from step to step is not rounded.
+    """
+    form = weights[0].dtype
+    first, *others = (value.to(torch.bfloat16).to(form) for value in (x, *states))
+    return [value.float() for value in recurrent(kind, first, others, list(weights), *settings)]
+
+
 def is_matrix_product(node: fx.Node) -> bool:
     """Tell whether a node is a rounded product over its value's last axis, not a convolution."""
     return node.target is rounded_product and node.args[0] not in _CONVOLUTIONS
@@ -79,33 +93,63 @@ class _Product:
     settings: tuple[Any, ...] = ()
 
 
-def round_products(module: fx.GraphModule, masks: Sequence[fx.Node]) -> int:
-    """Let the products that masks reach be bfloat16 where it pays; returns how many are.
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A recurrent layer whose weights are the network's own; `weights`: for the inputs, the states, and biases."""
 
-    The weight has to be the network's own. Not rounded are products too small to gain, and the last ones.
+    kind: str
+    values: tuple[fx.Node, list[fx.Node]]  # inputs and first states
+    weights: tuple[fx.Node, ...]
+    settings: tuple[bool, ...]
+
+
+def round_products(module: fx.GraphModule, masks: Sequence[fx.Node]) -> int:
+    """Let the products and recurrent layers that masks reach be bfloat16 where it pays; returns how many are.
+
+    The weights have to be the network's own. Not rounded are products too small to gain, and the last ones.
     """
     graph = module.graph
     reached = find_reached(graph, masks)
     products = {node: found for node in graph.nodes if node in reached and (found := _recognise(node)) is not None}
     last = _find_last(graph, products)
-    weights: dict[object, str] = {}
     chosen = {node: product for node, product in products.items() if node not in last and _pays(product)}
-    for node, product in chosen.items():
-        name = weights.setdefault(product.weight.target, f"{_ROUNDED}{len(weights)}")
+    names: dict[object, str] = {}
+
+    def rounded(weight: fx.Node) -> fx.Node:
+        name = names.setdefault(weight.target, f"{_ROUNDED}{len(names)}")
         if not hasattr(module, name):
-            module.register_buffer(name, getattr(module, str(product.weight.target)).to(torch.bfloat16))
+            module.register_buffer(name, getattr(module, str(weight.target)).to(torch.bfloat16))
+        held = graph.get_attr(name)
+        held.meta.update(weight.meta)
+        return held
+
+    for node, found in chosen.items():
         with graph.inserting_before(node):
-            weight = graph.get_attr(name)
-            weight.meta.update(product.weight.meta)
-            arguments = (product.operator, product.value, weight, product.bias, product.settings)
-            new = graph.call_function(rounded_product, arguments)
+            if isinstance(found, _Layer):
+                weights = [rounded(weight) for weight in found.weights]
+                new = graph.call_function(rounded_recurrent, (found.kind, *found.values, weights, *found.settings))
+            else:
+                arguments = (found.operator, found.value, rounded(found.weight), found.bias, found.settings)
+                new = graph.call_function(rounded_product, arguments)
         new.meta.update({key: value for key, value in node.meta.items() if key != "eager_input_vals"})
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     return len(chosen)
 
 
-def _recognise(node: fx.Node) -> _Product | None:
+def _recognise(node: fx.Node) -> _Product | _Layer | None:
+    """Read a product or recurrent layer whose weights are the network's own, in float32; None for anything else."""
+    return _recognise_layer(node) if node.target is recurrent._opoverload else _recognise_product(node)
+
+
+def _recognise_layer(node: fx.Node) -> _Layer | None:
+    arguments: tuple[Any, ...] = node.args
+    kind, x, states, weights, *settings = arguments
+    own = all(weight.op == "get_attr" and weight.meta["val"].dtype == torch.float32 for weight in weights)
+    return _Layer(kind, (x, list(states)), tuple(weights), tuple(settings)) if own else None
+
+
+def _recognise_product(node: fx.Node) -> _Product | None:
     """Read a product whose weight and bias are the network's own, in float32; None for anything else."""
     names = _MATRIX_PRODUCTS.get(node.target)
     if node.target in _CONVOLUTIONS:
@@ -122,14 +166,17 @@ def _recognise(node: fx.Node) -> _Product | None:
     return _Product(operator, value, weight, bias, settings) if fits else None
 
 
-def _pays(product: _Product) -> bool:
+def _pays(product: _Product | _Layer) -> bool:
     """Tell whether a product has enough to multiply that rounding what goes in and comes out is the lesser cost."""
+    if isinstance(product, _Layer):
+        rows, columns = product.weights[1].meta["val"].shape
+        return bool(rows * columns >= _WORK * (rows + columns))
     weight = product.weight.meta["val"]
     groups = product.settings[-1] if product.operator in _CONVOLUTIONS else 1
     return bool(weight.numel() >= _WORK * (weight.shape[0] + weight.shape[1] * groups))
 
 
-def _find_last(graph: fx.Graph, products: Mapping[fx.Node, _Product]) -> set[fx.Node]:
+def _find_last(graph: fx.Graph, products: Mapping[fx.Node, _Product | _Layer]) -> set[fx.Node]:
     """Return the products whose result comes to the prediction by a way without another product."""
     last: set[fx.Node] = set()
     seen: set[fx.Node] = set()

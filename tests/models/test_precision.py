@@ -106,6 +106,21 @@ class ByHand(nn.Module):
         return self.head(F.dropout(hidden @ self.weight, 0.2, self.training))
 
 
+class Recurrent(nn.Module):
+    """An LSTM of two directions and a GRU, between dropouts, after a recurrent layer that no mask reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.GRU(2, 16, batch_first=True)
+        self.second, self.third = nn.LSTM(16, 48, bidirectional=True, batch_first=True), nn.GRU(96, 64, bias=False)
+        self.narrow, self.head = nn.RNN(64, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, _ = self.second(F.dropout(self.first(x)[0], 0.3, self.training))
+        hidden, _ = self.third(F.dropout(hidden, 0.2, self.training).transpose(0, 1))
+        return self.head(self.narrow(hidden)[0][-1])
+
+
 def wide_residual(form: str) -> nn.Module:
     network = Residual(form)
     network.stem, network.head = nn.Linear(6, 64), nn.Linear(64, 3)
@@ -133,6 +148,7 @@ CASES = {
     "path-bernoulli": Case(lambda: wide_residual("bernoulli"), (6,), ("branches.1.weight", "branches.2.weight")),
     "path-floor": Case(lambda: wide_residual("floor"), (6,), ("branches.1.weight", "branches.2.weight")),
     "path-unscaled": Case(lambda: wide_residual("unscaled"), (6,), ("branches.1.weight", "branches.2.weight")),
+    "recurrent": Case(Recurrent, (7, 2), ("second.weight_hh_l0", "third.weight_hh_l0")),
     "dropped-weights": Case(Masked, (6,), ("third.weight",)),
     "by-hand": Case(ByHand, (6,), ("weight", "weight", "weight")),
 }
@@ -165,7 +181,8 @@ def masks_of(program: StochasticProgram, group_size: int = 10) -> Masks:
 def rounded_products(weights: Sequence[Tensor]) -> Iterator[list[int]]:
     """Let the products with these weights, and no others, round what they multiply and what they give to bfloat16.
 
-    An account of its own, inside the module's forward; yields a list that gets the place of each weight as it is used.
+    Of recurrent layers they are the weights of the states. An account of its own, inside the module's forward; yields
+    a list that gets the place of each weight as it is used.
     """
     used: list[int] = []
     form = torch.bfloat16 if has_bfloat16_products() else torch.float32
@@ -186,11 +203,26 @@ def rounded_products(weights: Sequence[Tensor]) -> Iterator[list[int]]:
 
         return product
 
+    def wrap_recurrent(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        def layer(x: Tensor, states: Tensor | tuple[Tensor, ...], own: list[Tensor], *settings: object) -> object:
+            places = [place for place, known in enumerate(weights) if known is own[1]]
+            if not places:
+                return function(x, states, own, *settings)
+            used.append(places[0])
+            several = isinstance(states, tuple)
+            first, *rest = (value.bfloat16().to(form) for value in (x, *(states if several else (states,)), *own))
+            begin = tuple(rest[:2]) if several else rest[0]
+            return tuple(value.float() for value in function(first, begin, rest[2 if several else 1 :], *settings))
+
+        return layer
+
     patches = [(F, "linear", 0, 1, 2), (F, "conv1d", 0, 1, 2), (F, "conv2d", 0, 1, 2), (torch, "addmm", 1, 2, 0),
                (torch, "mm", 0, 1, None), (Tensor, "__matmul__", 0, 1, None)]  # fmt: skip
     with contextlib.ExitStack() as stack:
         for owner, name, *places in patches:
             stack.enter_context(mock.patch.object(owner, name, wrap(getattr(owner, name), *places)))
+        for name in ("lstm", "gru"):
+            stack.enter_context(mock.patch.object(torch._VF, name, wrap_recurrent(getattr(torch._VF, name))))
         yield used
 
 
@@ -289,7 +321,8 @@ class Tail(nn.Module):
         (lambda net, drawn: net.third(net.second(drawn)), 64, 1),
         (lambda net, drawn: net.third(net.second(drawn)), 63, 0),  # too narrow to gain
         (lambda net, drawn: net.third(drawn) + net.head(net.second(drawn)).sum(1, keepdim=True), 64, 1),
-        (lambda net, drawn: net.head(net.recurrent(drawn.unsqueeze(1))[0][:, 0]), 64, 0),
+        (lambda net, drawn: net.head(net.recurrent(drawn.unsqueeze(1))[0][:, 0]), 64, 1),
+        (lambda net, drawn: net.recurrent(drawn.unsqueeze(1))[0][:, 0], 64, 0),
         (lambda net, drawn: net.head(drawn @ drawn.T @ drawn), 64, 0),
         (lambda net, drawn: net.head(net.second(drawn.double().float())), 64, 1),
     ],
