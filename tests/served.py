@@ -13,10 +13,11 @@ DUBITO = str(Path(sys.executable).with_name("dubito"))
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serve the `repository` in a folder; yields the address, and ends the server in good order."""
+def served(folder: Path, *options: str) -> Iterator[str]:
+    """Serve the `repository` in a folder, with more options; yields the address, and ends the server in good order."""
     port = folder / "port"
     command = [DUBITO, "serve", "--repository", str(folder / "repository"), "--port", "0", "--port-file", str(port)]
+    command += options
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None

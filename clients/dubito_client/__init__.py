@@ -32,6 +32,7 @@ from dubito_client.errors import (
     Overloaded,
     ProtocolError,
     ServerError,
+    TlsFailed,
     Unavailable,
     Violation,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Stopping",
     "StreamState",
     "Timings",
+    "TlsFailed",
     "Unavailable",
     "Violation",
 ]

@@ -15,6 +15,7 @@ import grpc.aio
 from dubito_client import calls
 from dubito_client.answers import Prediction
 from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
+from dubito_client.secure import Pem, identify
 from dubito_client.session import Call, Next, Open, Pause, Session, Steps, Stream, channel_options
 
 P = ParamSpec("P")
@@ -110,12 +111,25 @@ class AsyncClient:
         target: str,
         *,
         timeout: float = 30.0,
+        token: str | None = None,
+        tls: bool = False,
+        root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = 32 * 2**20,
         retries: int = 3,
     ) -> None:
+        identity = identify(
+            credentials=credentials,
+            token=token,
+            tls=tls,
+            root_certificates=root_certificates,
+            client_certificate=client_certificate,
+            client_key=client_key,
+        )
+        self._target, self._credentials, self._metadata = target, identity.credentials, identity.metadata
         self._session = Session(timeout, retries, max_message_bytes, time.monotonic)
-        self._target, self._credentials = target, credentials
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
 
@@ -159,7 +173,7 @@ class AsyncClient:
         if self._closed:
             return None
         ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._connected().unary_stream(step.path)
-        return ask(step.payload, timeout=step.timeout)
+        return ask(step.payload, timeout=step.timeout, metadata=self._metadata)
 
     async def _take(self, step: Call | Pause) -> bytes | DubitoClientError:
         """Take one step: the reply's bytes, or the error that came in their place."""
@@ -171,7 +185,9 @@ class AsyncClient:
         # Without serialisers gRPC passes bytes through.
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connected().unary_unary(step.path)
         try:
-            reply = await ask(step.payload, timeout=step.timeout, wait_for_ready=step.wait_for_ready)
+            reply = await ask(
+                step.payload, timeout=step.timeout, metadata=self._metadata, wait_for_ready=step.wait_for_ready
+            )
         except grpc.RpcError as error:
             return from_rpc(error)
         except asyncio.CancelledError:

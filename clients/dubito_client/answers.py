@@ -224,7 +224,7 @@ class ModelStatus:
 
     model: str
     version: int
-    state: str  # "ready" or "failed"
+    state: str  # "ready", "failed", "loading" or "unloaded"
     reason: str  # of a failure
     task: str  # "classification" or "regression"
     calibration_id: str | None

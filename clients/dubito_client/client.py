@@ -14,6 +14,7 @@ import grpc
 from dubito_client import calls
 from dubito_client.answers import Prediction
 from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
+from dubito_client.secure import Pem, identify
 from dubito_client.session import Call, Next, Open, Pause, Session, Steps, Stream, channel_options
 
 P = ParamSpec("P")
@@ -60,7 +61,11 @@ def _yielding(
                     yield step
                     outcome = None
                 elif isinstance(step, Open):
-                    outcome = Cancelled("the client is closed") if self._closed else replies.open(self._channel, step)
+                    outcome = (
+                        Cancelled("the client is closed")
+                        if self._closed
+                        else replies.open(self._channel, step, self._metadata)
+                    )
                 else:
                     outcome = replies.next() if isinstance(step, Next) else self._take(step)
 
@@ -73,10 +78,10 @@ class _Replies:
     def __init__(self) -> None:
         self._call: Any = None
 
-    def open(self, channel: grpc.Channel, step: Open) -> bytes:
+    def open(self, channel: grpc.Channel, step: Open, metadata: tuple[tuple[str, str], ...]) -> bytes:
         self.close()
         ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(step.path)
-        self._call = ask(step.payload, timeout=step.timeout)
+        self._call = ask(step.payload, timeout=step.timeout, metadata=metadata)
         return b""
 
     def next(self) -> bytes | DubitoClientError:
@@ -94,9 +99,13 @@ class _Replies:
 class Client:
     """A client of one server, for use in a `with` block; threads may share it.
 
-    `target`: HOST:PORT. `timeout`: seconds, of every call that brings none of its own. `credentials`: None is
-    plaintext. `max_message_bytes`: limit of a request and of a reply. `retries`: attempts after the first, 0 to 4, of
-    questions that found nobody, or a full queue that said when to come back; never beyond the call's time.
+    `target`: HOST:PORT. `timeout`: seconds, of every call that brings none of its own. `max_message_bytes`: limit of a
+    request and of a reply. `retries`: attempts after the first, 0 to 4, of questions that found nobody, or a full queue
+    that said when to come back; never beyond the call's time.
+
+    `token` goes along with every call. `tls`: encrypt, and make sure of the server by the authorities that gRPC knows,
+    or by `root_certificates`; `client_certificate` and `client_key` show who asks. Each of the three is PEM, as bytes
+    or a file, and implies `tls`. `credentials`: gRPC's own, in their place.
     """
 
     def __init__(
@@ -104,17 +113,31 @@ class Client:
         target: str,
         *,
         timeout: float = 30.0,
+        token: str | None = None,
+        tls: bool = False,
+        root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = 32 * 2**20,
         retries: int = 3,
     ) -> None:
+        identity = identify(
+            credentials=credentials,
+            token=token,
+            tls=tls,
+            root_certificates=root_certificates,
+            client_certificate=client_certificate,
+            client_key=client_key,
+        )
+        self._metadata = identity.metadata
         self._session = Session(timeout, retries, max_message_bytes, time.monotonic)
         self._closed = False
         options = channel_options(self._session)
-        if credentials is None:
+        if identity.credentials is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
-            self._channel = grpc.secure_channel(target, credentials, options)
+            self._channel = grpc.secure_channel(target, identity.credentials, options)
 
     predict = _blocking(calls.predict)
     predict_stream = _yielding(calls.predict_stream)
@@ -150,7 +173,7 @@ class Client:
         # Without serialisers gRPC passes bytes through.
         ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(step.path)
         try:
-            reply = ask(step.payload, timeout=step.timeout, wait_for_ready=step.wait_for_ready)
+            reply = ask(step.payload, timeout=step.timeout, metadata=self._metadata, wait_for_ready=step.wait_for_ready)
         except grpc.RpcError as error:
             return from_rpc(error)
         return reply

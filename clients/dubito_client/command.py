@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,19 @@ import numpy as np
 
 from dubito_client.answers import Design, Estimator, Evaluation, MaskScope, ModelInfo, Prediction
 from dubito_client.client import Client
-from dubito_client.errors import DubitoClientError, InvalidArgument, MessageTooLarge, NotFound, refused
+from dubito_client.errors import (
+    AccessDenied,
+    DubitoClientError,
+    InvalidArgument,
+    MessageTooLarge,
+    NotFound,
+    TlsFailed,
+    refused,
+)
 from dubito_client.files import read_arrays, read_table
 from dubito_client.inputs import Inputs, fit_rows
 from dubito_client.receipts import append_receipt, read_labels, read_receipts, summary
+from dubito_client.secure import read_token
 from dubito_client.stopping import Quantity, Rule, Stopping
 
 SHOWN_LINES = 50
@@ -31,9 +43,17 @@ _CAPTIONS = {
     "observe": "Bring the labels of earlier predictions back to a server.",
     "predict": "Predict the rows of a file, and say how far to trust it.",
     "serve": "Serve a repository of packaged models over gRPC.",
+    "token": "Make tokens for the callers of a server.",
     "train": "Train, calibrate and package a model from a recipe.",
 }
-_EXTRAS = {"bench": "models", "calibrate": "models", "evaluate": "train", "serve": "server", "train": "train"}
+_EXTRAS = {
+    "bench": "models",
+    "calibrate": "models",
+    "evaluate": "train",
+    "serve": "server",
+    "token": "server",
+    "train": "train",
+}
 
 
 class Failure(click.ClickException):
@@ -94,7 +114,48 @@ _server = click.option("--server", required=True, metavar="HOST:PORT", envvar="D
 _timeout = click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, metavar="S", help="Seconds."
 )
+_file = click.Path(path_type=Path, dir_okay=False)
+_identity = (
+    click.option(
+        "--token-file",
+        type=_file,
+        envvar="DUBITO_TOKEN_FILE",
+        show_envvar=True,
+        help="With the token that the server asks for; or give the token itself in DUBITO_TOKEN.",
+    ),
+    click.option("--tls", is_flag=True, help="Encrypt, and make sure of the server."),
+    click.option("--ca", type=_file, help="The authority of the server's certificate, PEM; implies --tls."),
+    click.option("--cert", type=_file, help="The caller's own certificate, PEM; implies --tls."),
+    click.option("--key", type=_file, help="Of --cert, PEM."),
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def _connecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options by which a server is reached; the command gets `connect`, which makes a client of them."""
+
+    @wraps(command)
+    def run(
+        *,
+        server: str,
+        timeout: float,
+        token_file: Path | None,
+        tls: bool,
+        ca: Path | None,
+        cert: Path | None,
+        key: Path | None,
+        **options: Any,
+    ) -> None:
+        def connect() -> Client:
+            token = os.environ.get("DUBITO_TOKEN") or None if token_file is None else read_token(token_file)
+            certificates: dict[str, Any] = {"root_certificates": ca, "client_certificate": cert, "client_key": key}
+            return Client(server, timeout=timeout, token=token, tls=tls, **certificates)
+
+        command(connect=connect, **options)
+
+    for option in reversed((_server, *_identity, _timeout)):
+        run = option(run)
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +181,6 @@ class _Asked:
 @click.option(
     "--input", "source", required=True, type=click.Path(path_type=Path), help=".npy, .npz, .csv, .parquet or .json."
 )
-@_server
 @click.option("--version", type=int, help="Of the model; the newest by default.")
 @click.option("--draws", type=int, help="At most so many; the model's own number by default.")
 @click.option(
@@ -155,22 +215,21 @@ class _Asked:
 @click.option("--standard", is_flag=True, help="The standard path: dropout off, one pass.")
 @_json
 @click.option("--all", "show_all", is_flag=True, help=f"Show every row, not the first {SHOWN_LINES}.")
-@_timeout
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write the whole answer to a file too: .json, or .npz for arrays."
 )
 @click.option(
     "--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Add what dubito observe needs to a file."
 )
+@_connecting
 def predict(
     model: str,
     source: Path,
-    server: str,
+    connect: Callable[[], Client],
     version: int | None,
     standard: bool,
     as_json: bool,
     show_all: bool,
-    timeout: float,
     output: Path | None,
     receipt: Path | None,
     **asked: Any,
@@ -181,7 +240,7 @@ def predict(
             raise refused("receipt", receipt, "this without --standard, of which no labels are taken back")
         if output is not None and output.suffix not in (".json", ".npz"):
             raise refused("output", output.name, "a file that ends in .json or .npz")
-        with Client(server, timeout=timeout) as client:
+        with connect() as client:
             info = client.model(model, version=version)
             answer = _answer(client, info, _rows(source, info), None if standard else _Asked(**asked))
         if receipt is not None and isinstance(answer, Prediction):
@@ -202,10 +261,9 @@ def predict(
     type=click.Path(path_type=Path),
     help="A label for every row of every prediction, in their order: .npy, .npz, .csv, .parquet or .json.",
 )
-@_server
 @_json
-@_timeout
-def observe(receipts: Path, source: Path, server: str, as_json: bool, timeout: float) -> None:
+@_connecting
+def observe(receipts: Path, source: Path, as_json: bool, connect: Callable[[], Client]) -> None:
     """Bring the labels of the predictions in RECEIPTS back, a file that predict --receipt wrote.
 
     Labels count once: where this was interrupted, call it again.
@@ -213,7 +271,7 @@ def observe(receipts: Path, source: Path, server: str, as_json: bool, timeout: f
     try:
         kept = read_receipts(receipts)
         labels = read_labels(source, sum(each.rows for each in kept))
-        with Client(server, timeout=timeout) as client:
+        with connect() as client:
             parts = np.split(labels, np.cumsum([each.rows for each in kept])[:-1])
             came = [
                 client.observe(each.prediction_id, part, receipt=each.receipt)
@@ -232,15 +290,14 @@ def observe(receipts: Path, source: Path, server: str, as_json: bool, timeout: f
 
 
 @click.command()
-@_server
 @_json
-@_timeout
-def models(server: str, as_json: bool, timeout: float) -> None:
+@_connecting
+def models(as_json: bool, connect: Callable[[], Client]) -> None:
     """List the models that a server holds."""
     from dubito_client import tables
 
     try:
-        with Client(server, timeout=timeout) as client:
+        with connect() as client:
             held = client.models()
     except DubitoClientError as error:
         raise _failure(error) from error
@@ -332,5 +389,5 @@ def _needs_more(name: str) -> BadInput:
 
 def _failure(error: DubitoClientError) -> Failure:
     """Return an error told in one line; what the caller can mend ends with 2, what the server must with 1."""
-    mendable = isinstance(error, (InvalidArgument, NotFound, MessageTooLarge))
+    mendable = isinstance(error, (AccessDenied, InvalidArgument, MessageTooLarge, NotFound, TlsFailed))
     return BadInput(str(error)) if mendable else Failure(str(error))

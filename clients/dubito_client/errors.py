@@ -6,7 +6,8 @@ DubitoClientError
 ├── NotImplementedByServer the server does not do this (yet)
 ├── Overloaded             the server's queue is full; says when to come back, where the server knows
 ├── MessageTooLarge        a request or reply above the limit of one side
-├── AccessDenied           credentials are missing or do not suffice
+├── AccessDenied           a token is missing, unknown or not for this call
+├── TlsFailed              no secure connection: a certificate is not trusted, or one side speaks plaintext
 ├── DeadlineExceeded       no answer in time
 ├── Unavailable            nobody answers at the target
 ├── Cancelled              the call was cancelled, or the client was closed under it
@@ -16,6 +17,7 @@ DubitoClientError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,6 +27,8 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
 _DETAILS = "grpc-status-details-bin"
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: ([^:\]}]+)")
+_OTHER_NAME = re.compile(r"(Hostname Verification Check failed|Peer name \S+ is not in peer certificate)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,11 @@ class MessageTooLarge(DubitoClientError):
 
 
 class AccessDenied(DubitoClientError):
-    """The server wants credentials, or those given do not suffice."""
+    """The server wants a token and got no good one (UNAUTHENTICATED), or not for this call (PERMISSION_DENIED)."""
+
+
+class TlsFailed(DubitoClientError):
+    """No secure connection came about: a certificate is not trusted, or the server speaks no TLS."""
 
 
 class DeadlineExceeded(DubitoClientError):
@@ -147,12 +155,36 @@ def from_status(
     # gRPC's own refusal of a message's size shares its code with a full queue; only the text tells them apart.
     if kind is Overloaded and "larger than max" in (message or ""):
         kind = MessageTooLarge
+    if kind is Unavailable:
+        failure = _tls_failure(message or "")
+        kind, message = (TlsFailed, failure) if failure else (kind, _hint(message or ""))
     text = message or "; ".join(f"{v.field}: got {v.given}; accepted: {v.accepted}" for v in violations)
     error = kind(text or f"the server answered {code.name}", violations)
     error.code = code
     if isinstance(error, Overloaded):
         error.retry_after = retry_after
     return error
+
+
+def _tls_failure(text: str) -> str:
+    """Return what is wrong with TLS; empty where it is something else. gRPC tells it by the text alone."""
+    if found := _UNTRUSTED.search(text):
+        return (
+            f"the server's certificate is not trusted: {found[1]}; name its authority by root_certificates, or --ca "
+            "on the command line"
+        )
+    if found := _OTHER_NAME.search(text):
+        return f"the server's certificate is of another name than the target's: {found[0]}"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server speaks no TLS here: connect without tls, or to another port"
+    return text if "handshake failed" in text.lower() else ""
+
+
+def _hint(text: str) -> str:
+    """Add what may be behind a server that hangs up at once, which says nothing itself."""
+    if "failed to connect" in text and "Socket closed" in text:
+        return f"{text} (it hung up: does it want TLS, a client's certificate, or have too many connections?)"
+    return text
 
 
 def from_rpc(error: grpc.RpcError) -> DubitoClientError:

@@ -17,8 +17,9 @@ from dubito_models.advising import document, recommend
 from dubito_models.benching import Bench, Drawing, Needs, measure
 from dubito_models.chosen import choose_version
 from dubito_models.errors import DubitoError, InvalidArgument
-from dubito_models.package import ModelVersion, Repository
+from dubito_models.package import ModelVersion
 from dubito_models.refused import Refused
+from dubito_models.repository import Repository
 from dubito_models.rows import Arrays, read_rows
 from dubito_models.thinning import Design
 

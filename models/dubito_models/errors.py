@@ -3,6 +3,7 @@
 DubitoError
 ├── InvalidArgument        a value that a caller gave; names the field, what came, what is accepted
 ├── UnknownModel           no such model or version
+├── RepositoryUnavailable  the repository does not answer now, so nobody knows what is in it
 ├── NotImplementedYet      declared in the contract, not built
 ├── UnsupportedNetwork     a network that cannot be packed, and why
 │   ├── NoDropout          nothing in it is random
@@ -29,6 +30,10 @@ class InvalidArgument(DubitoError):
 
 class UnknownModel(DubitoError):
     """No model of that name, or no version of that number, is served."""
+
+
+class RepositoryUnavailable(DubitoError):
+    """The repository cannot be read now: its disk, its network or its store does not answer."""
 
 
 class NotImplementedYet(DubitoError):

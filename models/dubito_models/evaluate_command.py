@@ -19,8 +19,8 @@ from dubito_models.convergence import Convergence
 from dubito_models.errors import DubitoError
 from dubito_models.evaluating import Assessment, describe, document
 from dubito_models.heads import Task
-from dubito_models.package import Repository
 from dubito_models.refused import Refused
+from dubito_models.repository import Repository
 from dubito_models.rows import read_labelled
 from dubito_models.scoreboard import resamples_said, score_lines
 from dubito_models.scorecard import figure

@@ -1,4 +1,4 @@
-"""A version on disk, and the repository: `<repository>/<model>/<version>/`.
+"""A version on disk: `<repository>/<model>/<version>/`.
 
 `manifest.json` is written last and commits a version. A version never changes afterwards; calibrations are added
 beside it, content-addressed, and `calibrations/current` names the one in use.
@@ -29,10 +29,10 @@ from dubito_models.calibrating import CalibrationSpec, Identity, Rows, calibrate
 from dubito_models.calibration import Calibration
 from dubito_models.calibration.calibration import fingerprint
 from dubito_models.engine import PASS_BYTES, Defaults, Engine
-from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument, UnknownModel
+from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument
 from dubito_models.files import write_atomically
 from dubito_models.heads import Task
-from dubito_models.manifest import NAME, InputSignature, Manifest, SiteEntry, read_inputs
+from dubito_models.manifest import InputSignature, Manifest, SiteEntry, read_inputs
 from dubito_models.precision import Precision, has_bfloat16_products
 from dubito_models.predictive import Predictive
 from dubito_models.program import StochasticProgram
@@ -51,10 +51,14 @@ log = logging.getLogger(__name__)
 class ModelVersion:
     """A version that is ready to answer: the Monte Carlo path, the standard path, and its calibration."""
 
-    def __init__(self, folder: Path, manifest: Manifest, engine: Engine, standard: StandardPath) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, engine: Engine, standard: StandardPath, others: Sequence[Engine] = ()
+    ) -> None:
+        """Put it together; `others`: engines of the same network, on other devices."""
         self.folder = folder
         self.manifest = manifest
         self.engine = engine
+        self._others = tuple(others)
         self.standard = standard
         self.calibration = _read_current(folder, manifest)
 
@@ -68,6 +72,11 @@ class ModelVersion:
         """The version's number."""
         return self.manifest.version
 
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engines of the Monte Carlo path, one for each device that it is on."""
+        return self.engine, *self._others
+
     def read_inputs(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, Tensor]:
         """Check inputs against the signature; `InvalidArgument` names what is wrong. One input needs no name."""
         return read_inputs(self.manifest.inputs, inputs)
@@ -78,7 +87,10 @@ class ModelVersion:
 
     def evaluate(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> Evaluation:
         """Answer by the standard path."""
-        tensors = self.read_inputs(inputs)
+        return self.evaluate_tensors(self.read_inputs(inputs))
+
+    def evaluate_tensors(self, tensors: Mapping[str, Tensor]) -> Evaluation:
+        """Answer by the standard path, of inputs that `read_inputs` returned."""
         output = self.standard.run({name: value.numpy() for name, value in tensors.items()})
         noise = self.manifest.noise_variance
         return interpret(self.manifest.head, output, None if noise is None else np.asarray(noise))
@@ -357,31 +369,3 @@ def _check_fits(calibration: Calibration, manifest: Manifest) -> None:
             raise CalibrationMismatch(
                 f"calibration {calibration.id} was fitted for {what} {fitted}, not for {own} of {label}"
             )
-
-
-class Repository:
-    """A folder of `<model>/<version>/`."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise InvalidArgument("repository", str(self.path), "an existing folder")
-
-    def scan(self) -> dict[str, list[int]]:
-        """Return the version numbers of each model, ascending; versions not written to their end are listed too."""
-        return {
-            entry.name: version_numbers(entry)
-            for entry in sorted(self.path.iterdir())
-            if entry.is_dir() and NAME.fullmatch(entry.name) and version_numbers(entry)
-        }
-
-    def load(
-        self, model: str, version: int | None = None, *, pass_bytes: int = PASS_BYTES, device: str = "cpu"
-    ) -> ModelVersion:
-        """Load one version, or the newest; `UnknownModel` or what `load_version` raises."""
-        numbers = self.scan().get(model, [])
-        if not numbers or (version is not None and version not in numbers):
-            wanted = model if version is None else f"{model} version {version}"
-            raise UnknownModel(f"no {wanted} in {self.path}")
-        folder = self.path / model / str(version or numbers[-1])
-        return load_version(folder, pass_bytes=pass_bytes, device=device)

@@ -70,6 +70,21 @@ def export_onnx(standard: ExportedProgram) -> bytes:
         return path.read_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class RawOutput:
+    """What a network itself returns: its name in the ONNX graph, its dtype, and its shape, None where free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def _raw_output(node: Any) -> RawOutput:
+    kind: str = node.type.removeprefix("tensor(").removesuffix(")")  # onnxruntime has C's names of dtypes
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    return RawOutput(node.name, dtype, (None, *(size if isinstance(size, int) else None for size in node.shape[1:])))
+
+
 class StandardPath:
     """An ONNX network in onnxruntime; safe to call from several threads."""
 
@@ -89,11 +104,11 @@ class StandardPath:
         if not set(given) <= set(inputs):
             raise CorruptVersion(f"standard.onnx: takes {given}, the manifest says {list(inputs)}")
         self._inputs = given
-        self._output = self._session.get_outputs()[output].name
+        self.output = _raw_output(self._session.get_outputs()[output])
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Return the raw prediction (B, ...) for inputs by name, each (B, ...)."""
-        [output] = self._session.run([self._output], {name: inputs[name] for name in self._inputs})
+        [output] = self._session.run([self.output.name], {name: inputs[name] for name in self._inputs})
         return np.asarray(output)
 
 

@@ -54,6 +54,13 @@ class StoppingQuantity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STOPPING_QUANTITY_PREDICTIVE_ENTROPY: _ClassVar[StoppingQuantity]
     STOPPING_QUANTITY_MUTUAL_INFORMATION: _ClassVar[StoppingQuantity]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+
 class StopReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STOP_REASON_UNSPECIFIED: _ClassVar[StopReason]
@@ -76,6 +83,8 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
+    MODEL_STATE_LOADING: _ClassVar[ModelState]
+    MODEL_STATE_UNLOADED: _ClassVar[ModelState]
 
 class ColumnKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -111,6 +120,10 @@ STOPPING_QUANTITY_UNSPECIFIED: StoppingQuantity
 STOPPING_QUANTITY_MEAN: StoppingQuantity
 STOPPING_QUANTITY_PREDICTIVE_ENTROPY: StoppingQuantity
 STOPPING_QUANTITY_MUTUAL_INFORMATION: StoppingQuantity
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_HIGH: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_LOW: Priority
 STOP_REASON_UNSPECIFIED: StopReason
 STOP_REASON_MAX_DRAWS: StopReason
 STOP_REASON_TOLERANCE: StopReason
@@ -125,6 +138,8 @@ CALIBRATION_VALIDITY_EXACT: CalibrationValidity
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
+MODEL_STATE_LOADING: ModelState
+MODEL_STATE_UNLOADED: ModelState
 COLUMN_KIND_UNSPECIFIED: ColumnKind
 COLUMN_KIND_NUMBER: ColumnKind
 COLUMN_KIND_CATEGORY: ColumnKind
@@ -190,20 +205,22 @@ class OutputSpec(_message.Message):
     def __init__(self, coverage: _Optional[float] = ..., uncalibrated: bool = ..., stream: _Optional[str] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "inputs", "sampling", "output", "id")
+    __slots__ = ("model", "version", "inputs", "sampling", "output", "id", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     sampling: SamplingSpec
     output: OutputSpec
     id: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., output: _Optional[_Union[OutputSpec, _Mapping]] = ..., id: _Optional[str] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., output: _Optional[_Union[OutputSpec, _Mapping]] = ..., id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("probabilities", "label", "predictive_entropy", "expected_entropy", "mutual_information", "standard_deviation", "prediction_set", "plain_mutual_information", "variation_ratio", "disagreement", "margin")
@@ -330,26 +347,30 @@ class PredictBulkResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[PredictResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("code", "message", "field")
+    __slots__ = ("code", "message", "field", "retry_seconds")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
+    RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     code: int
     message: str
     field: str
-    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
+    retry_seconds: float
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("model", "version", "inputs", "id")
+    __slots__ = ("model", "version", "inputs", "id", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     id: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., id: _Optional[str] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class EvaluateResponse(_message.Message):
     __slots__ = ("model", "version", "id", "output", "probabilities", "label", "mean", "aleatoric_variance", "timings")

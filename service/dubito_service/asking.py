@@ -18,6 +18,7 @@ from dubito_models.package import ModelVersion
 from dubito_models.sampling import Estimator, Plan, SamplingSpec
 from dubito_models.thinning import MaskScope
 from dubito_service.errors import StateUnset
+from dubito_service.scheduler import Priority
 
 # What a stream asks of conformal prediction now, by version, calibration, name and the coverage that it wants.
 Adapt = Callable[[ModelVersion, str, str, float], float]
@@ -52,6 +53,7 @@ class Question:
     coverage: float | None = None
     stream: str = ""
     id: str = ""
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Prediction:
     stream: str = ""
     coverage: float | None = None  # of sets or intervals, as asked
     served_coverage: float | None = None  # at which they are made, 0 to 1: in a stream another one
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class StandardRequest:
     inputs: Mapping[str, Tensor]
     rows: int
     id: str
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +123,20 @@ def ask(question: Question, limits: RequestLimits, adapt: Adapt | None = None) -
     plan = version.engine.plan(spec, min(limits.max_draws, limits.max_work // max(1, rows)), calibration)
     _check_work(plan, rows, version.manifest, limits)
     warnings = tuple(_ignored(question, calibration))
-    return Prediction(version, calibration, inputs, rows, plan, question.id, warnings, stream, coverage, served)
+    return Prediction(
+        version, calibration, inputs, rows, plan, question.id, warnings, stream, coverage, served, question.priority
+    )
 
 
 def ask_standard(
-    version: ModelVersion, inputs: Mapping[str, NDArray[Any]], limits: RequestLimits, name: str = ""
+    version: ModelVersion,
+    inputs: Mapping[str, NDArray[Any]],
+    limits: RequestLimits,
+    name: str = "",
+    priority: Priority = Priority.NORMAL,
 ) -> StandardRequest:
     """Check what the standard path is asked; raises `InvalidArgument`."""
-    return StandardRequest(version, *check_inputs(inputs, version, limits), name)
+    return StandardRequest(version, *check_inputs(inputs, version, limits), name, priority)
 
 
 def check_inputs(

@@ -23,8 +23,9 @@ from dubito_models.calibration.describing import describe
 from dubito_models.chosen import choose_version
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.heads import Task
-from dubito_models.package import ModelVersion, Repository
+from dubito_models.package import ModelVersion
 from dubito_models.refused import Refused
+from dubito_models.repository import Repository
 from dubito_models.rows import read_labelled
 from dubito_models.sampling import Estimator, SamplingSpec
 from dubito_models.stopping import Quantity, Stopping, StoppingRule

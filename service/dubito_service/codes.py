@@ -7,6 +7,7 @@ from dubito_models.sampling import Estimator
 from dubito_models.stopping import Quantity, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 from dubito_protos import uncertainty_pb2 as pb
+from dubito_service.scheduler import Priority
 
 DESIGNS: dict[int, Design | None] = {
     pb.DESIGN_UNSPECIFIED: None,
@@ -56,6 +57,12 @@ QUANTITIES = {
     pb.STOPPING_QUANTITY_MUTUAL_INFORMATION: Quantity.MUTUAL_INFORMATION,
 }
 QUANTITY_CODES = {quantity: code for code, quantity in QUANTITIES.items()}  # the last of equals: the named one
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_HIGH: Priority.HIGH,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+}
 VALIDITY_CODES = {
     Validity.NONE: pb.CALIBRATION_VALIDITY_NONE,
     Validity.APPROXIMATE: pb.CALIBRATION_VALIDITY_APPROXIMATE,

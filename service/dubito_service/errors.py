@@ -2,7 +2,16 @@
 
 DubitoError
 ├── NotServed (an UnknownModel)  names the field, what came, what is served
+├── StillLoading                 there soon; says when to come back
+├── LoadFailed                   a version that was asked for cannot be loaded, and why
+├── LoadingOff                   nothing is loaded or unloaded by request here; names the setting
+├── Unauthenticated              no token, or one that is not known or has expired
+├── Forbidden                    the token is not for this call; says what would be
+├── TooManyCalls                 of all callers, of one, or in a second; says when to come back
+├── ClientIdle                   the client neither sends nor reads
 ├── QueueFull                    says when to come back
+├── OutOfMemory                  the request alone, in the smallest passes, takes more memory than there is
+├── WorkerLost                   the thread that drew has died and is started anew; says when to come back
 ├── DeadlineMissed               nothing to answer with before the deadline
 ├── Draining                     the server finishes what it has, and takes nothing new
 ├── StateUnset                   nothing is kept of labels here; names the setting
@@ -14,6 +23,8 @@ DubitoError
 
 from __future__ import annotations
 
+import logging
+import secrets
 from dataclasses import dataclass
 
 import grpc
@@ -23,10 +34,18 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from dubito_models.errors import DubitoError, InvalidArgument, NotImplementedYet, UnknownModel
+from dubito_models.errors import (
+    DubitoError,
+    InvalidArgument,
+    NotImplementedYet,
+    RepositoryUnavailable,
+    UnknownModel,
+)
+
+log = logging.getLogger(__name__)
 
 DETAILS = "grpc-status-details-bin"
-_LONGEST_FIELD, _LONGEST_VALUE, _LONGEST_MESSAGE = 128, 256, 512  # bytes: all of it must fit gRPC's 8 KiB of metadata
+LONGEST_FIELD, _LONGEST_VALUE, _LONGEST_MESSAGE = 128, 256, 512  # bytes: all of it must fit gRPC's 8 KiB of metadata
 
 
 class NotServed(UnknownModel):
@@ -37,11 +56,70 @@ class NotServed(UnknownModel):
         self.field, self.given, self.accepted = field, str(given), accepted
 
 
+class StillLoading(DubitoError):
+    """The version is being loaded and warmed up; `retry_after` seconds may do."""
+
+    def __init__(self, model: str, version: int | None, retry_after: float = 1.0) -> None:
+        what = "the server is starting, and loads models" if version is None else f"{model} version {version} is loaded"
+        super().__init__(f"{what} just now; come back in {retry_after:.2g} s")
+        self.retry_after = retry_after
+
+
+class LoadFailed(DubitoError):
+    """A version cannot be loaded: `reason` says why. What was served before still is."""
+
+    def __init__(self, model: str, version: int, reason: str) -> None:
+        super().__init__(f"{model} version {version} failed to load: {reason}")
+        self.reason = reason
+
+
+class LoadingOff(DubitoError):
+    """The server neither loads nor unloads by request."""
+
+    def __init__(self) -> None:
+        super().__init__("models are loaded at the start alone here: dubito serve --model-control none")
+
+
+class Unauthenticated(DubitoError):
+    """A call does not say who makes it: what came, and what is accepted."""
+
+    def __init__(self, given: str, accepted: str) -> None:
+        super().__init__(f"got {given}; accepted: {accepted}")
+
+
+class Forbidden(DubitoError):
+    """The caller may not make this call."""
+
+
+class TooManyCalls(DubitoError):
+    """More calls than are allowed; `retry_after` seconds are likely to make room."""
+
+    def __init__(self, what: str, retry_after: float) -> None:
+        super().__init__(f"too many calls: {what}; come back in {retry_after:.2g} s")
+        self.retry_after = retry_after
+
+
+class ClientIdle(DubitoError):
+    """The client has neither sent nor read anything for too long."""
+
+
 class QueueFull(DubitoError):
     """The queue holds all the work it may; `retry_after` seconds are likely to make room."""
 
-    def __init__(self, what: str, retry_after: float) -> None:
-        super().__init__(f"the queue is full: {what}; come back in {retry_after:.2g} s")
+    def __init__(self, what: str, retry_after: float, which: str = "the queue") -> None:
+        super().__init__(f"{which} is full: {what}; come back in {retry_after:.2g} s")
+        self.retry_after = retry_after
+
+
+class OutOfMemory(DubitoError):
+    """A request takes more memory than there is, even alone and in the smallest passes."""
+
+
+class WorkerLost(DubitoError):
+    """The thread that had the request has died; another is there in `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the worker of this request has ended; another one starts; come back in {retry_after:.2g} s")
         self.retry_after = retry_after
 
 
@@ -91,8 +169,18 @@ _CODES: dict[type[DubitoError], grpc.StatusCode] = {
     InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     NotServed: grpc.StatusCode.NOT_FOUND,
+    StillLoading: grpc.StatusCode.UNAVAILABLE,
+    LoadFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    LoadingOff: grpc.StatusCode.FAILED_PRECONDITION,
+    RepositoryUnavailable: grpc.StatusCode.UNAVAILABLE,
     NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ClientIdle: grpc.StatusCode.DEADLINE_EXCEEDED,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkerLost: grpc.StatusCode.UNAVAILABLE,
     DeadlineMissed: grpc.StatusCode.DEADLINE_EXCEEDED,
     Draining: grpc.StatusCode.UNAVAILABLE,
     StateUnset: grpc.StatusCode.FAILED_PRECONDITION,
@@ -119,7 +207,7 @@ def refusal(error: Exception) -> Refusal | None:
     detail: Message | None = None
     if isinstance(error, (InvalidArgument, NotServed, StateUnset, AlreadyObserved)):
         detail = _bad_request(error.field, error.given, error.accepted, code.name)
-    elif isinstance(error, (QueueFull, StateUnavailable)):
+    elif isinstance(error, (QueueFull, WorkerLost, TooManyCalls, StateUnavailable, StillLoading)):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         detail = RetryInfo(retry_delay=delay)
@@ -132,10 +220,20 @@ def refusal(error: Exception) -> Refusal | None:
     return Refusal(code, message, ((DETAILS, status.SerializeToString()),))
 
 
+def told(error: Exception, method: str) -> Refusal:
+    """Return the status that a caller is told; of what is not its to know an id, which stands in the log."""
+    found = refusal(error)
+    if found is not None:
+        return found
+    number = secrets.token_hex(4)
+    log.error("request failed method=%s error_id=%s", method, number, exc_info=error)
+    return Refusal(grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has more under this id")
+
+
 def _bad_request(field: str, given: str, accepted: str, reason: str) -> BadRequest:
     given, accepted = shorten(given, _LONGEST_VALUE), shorten(accepted, _LONGEST_VALUE)
     violation = BadRequest.FieldViolation(
-        field=shorten(field, _LONGEST_FIELD),
+        field=shorten(field, LONGEST_FIELD),
         description=f"got {given}; accepted: {accepted}",
         reason=reason,
     )

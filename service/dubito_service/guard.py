@@ -1,9 +1,15 @@
 """The guard: what stands between gRPC and every handler, so that a call ends with an answer or an honest status.
 
-Requests reach it as bytes, because gRPC answers what it cannot parse itself with INTERNAL. An error becomes a status
-by the table in errors.py; any other exception INTERNAL with nothing but an id, which stands in the log beside the
-trace. And a `CancelledError` that a handler lets out of a call still alive would leave the caller waiting forever
-(grpc#29248): it ends the call too.
+Whether a call may be made is settled before its first message is read; then the guard reads that message itself, as
+bytes, because gRPC answers what it cannot parse with INTERNAL, and leaves a caller that sends none without an answer.
+An error becomes a status by the table in errors.py; any other exception INTERNAL with nothing but an id, which stands
+in the log beside the trace. And a `CancelledError` that a handler lets out of a call still alive would leave the caller
+waiting forever (grpc#29248): it ends the call too.
+
+A call counts until its reply is out, so that a client which does not read takes up its own places and nobody else's.
+One that keeps a call waiting for too long is told so; gRPC lets go of the stream itself when that client reads on,
+leaves, or its connection ends. Calls without a deadline have no other end than these: each asks for a bounded amount of
+work, and gRPC's own pings find a client that has vanished.
 """
 
 from __future__ import annotations
@@ -12,27 +18,107 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from dubito_models.errors import InvalidArgument
-from dubito_service.errors import Draining, Refusal, refusal
+from dubito_service.access import Access, bearer
+from dubito_service.callers import caller_of
+from dubito_service.concurrency import CallLimits, Concurrency
+from dubito_service.errors import ClientIdle, Draining, Refusal, refusal
+from dubito_service.journal import Journal, Visit
+from dubito_service.patience import Patience, Watchdog
+from dubito_service.reports import Watch, ignore
+from dubito_service.scopes import PROBES, Scope, scope_of
 
 log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a string: not generic when it runs
 Context = grpc.aio.ServicerContext[Any, Any]
+Read: TypeAlias = Callable[[bytes], Any]
+Clock: TypeAlias = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One method, and what its calls need."""
+
+    method: str
+    counted: bool  # among the calls that are waited for when the server stops
+    probe: bool
+    scope: Scope | None
+    read: Read
+
+
+class _Call:
+    """One call that was let in; its messages are read and written as bytes."""
+
+    __slots__ = ("_access", "_context", "_route", "_secret", "_waits", "patience")
+
+    def __init__(self, route: _Route, context: Context, access: Access, patience: Patience) -> None:
+        self._route, self._context, self._access, self.patience = route, context, access, patience
+        self._secret: str | None = None
+        self._waits = False
+
+    async def request(self) -> Any:
+        """Return the only request."""
+        payload = await self._context.read()
+        self.patience.finished()
+        if payload is grpc.aio.EOF:
+            raise InvalidArgument("request", "no message", "one")
+        return _parse(self._route.read, payload)
+
+    def __aiter__(self) -> _Call:
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next request; each after the first waits until its caller's rate has room for it."""
+        payload = await self._context.read()
+        if payload is grpc.aio.EOF:
+            self.patience.finished()
+            raise StopAsyncIteration
+        self.patience.received()
+        if not self._waits:
+            self._waits, self._secret = True, bearer(self._context)
+        else:
+            while short := self._access.stay(self._route.scope, self._secret):
+                await asyncio.sleep(short)
+        return _parse(self._route.read, payload)
+
+    async def send(self, reply: bytes) -> None:
+        """Write one of several replies."""
+        self.patience.sending()
+        await self._context.write(reply)
+        self.patience.sent()
+
+
+Serve: TypeAlias = Callable[[_Call, Context], Awaitable[bytes | None]]
 
 
 class Guard(grpc.aio.ServerInterceptor):
     """Guards all handlers; knows how many calls of `services` are in flight, and refuses new ones while draining."""
 
-    def __init__(self, services: Collection[str]) -> None:
+    def __init__(
+        self,
+        services: Collection[str],
+        access: Access | None = None,
+        limits: CallLimits | None = None,
+        watch: Watch = ignore,
+        clock: Clock = time.monotonic,
+        journal: Journal | None = None,
+    ) -> None:
         self.in_flight = 0
         self._services = frozenset(services)
+        self._access = access or Access()
+        self._limits = limits or CallLimits()
+        self._concurrency = Concurrency(self._limits)
+        self._watchdog = Watchdog(self._limits.idle_seconds, clock)
+        self._journal = journal or Journal(watch, clock)
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -61,59 +147,68 @@ class Guard(grpc.aio.ServerInterceptor):
             return False
         return True
 
-    def _guarded(self, method: str, handler: Handler) -> Handler:
-        if not handler.request_streaming and not handler.response_streaming:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler))
-        if not handler.request_streaming:
-            stream = self._stream(method, handler.unary_stream, handler.request_deserializer)
-            return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
-        if handler.response_streaming:
-            stream = self._stream(method, handler.stream_stream, None)
-            return grpc.stream_stream_rpc_method_handler(
-                stream, handler.request_deserializer, handler.response_serializer
-            )
-        raise TypeError(f"{method}: no handler here takes a stream and answers once")
-
-    def _unary(self, method: str, handler: Any) -> Any:
-        answer, read, write = handler.unary_unary, handler.request_deserializer, handler.response_serializer
-
-        async def call(payload: bytes, context: Context) -> bytes:
-            async with self._ending(method, context):
-                reply = await answer(_parse(read, payload), context)
-                data: bytes = write(reply)
-                return data
-            raise AssertionError("the call was ended with a status")
-
-        return call
-
-    def _stream(self, method: str, answer: Any, read: Callable[[bytes], Any] | None) -> Any:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._ending(method, context):
-                async for reply in answer(request if read is None else _parse(read, request), context):
-                    yield reply
-
-        return call
-
-    @contextlib.asynccontextmanager
-    async def _ending(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Count a call, and end it with a status whatever is raised inside."""
+    def _guarded(self, method: str, handler: Any) -> Handler:
+        """Return a handler that reads its requests itself, so to gRPC it takes a stream of them, and no parser."""
         counted = method.split("/")[1] in self._services
-        if counted and self._draining:
-            await _abort(context, method, Draining("the server is stopping; ask another one, or again later"))
-        self._count(counted)
-        try:
-            yield
-        except (grpc.aio.AbortError, GeneratorExit):
-            raise  # it has a status already
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the caller has left
-            await _abort(context, method, error)
-        except Exception as error:
-            await _abort(context, method, error)
-        finally:
-            self._count(-counted)
+        route = _Route(method, counted, method in PROBES, scope_of(method), handler.request_deserializer)
+        if not handler.response_streaming:
+            if handler.request_streaming:
+                raise TypeError(f"{method}: no handler here takes a stream and answers once")
+            serve = _once(handler.unary_unary, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(self._behavior(route, serve))
+        several = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        serve = _often(several, handler.response_serializer, handler.request_streaming)
+        return grpc.stream_stream_rpc_method_handler(self._behavior(route, serve))
+
+    def _behavior(self, route: _Route, serve: Serve) -> Any:
+        async def behavior(_: object, context: Context) -> bytes | None:
+            """Run one call, and end it with a status whatever is raised inside."""
+            visit, code, reason = self._journal.begin(route.method, context.invocation_metadata() or ()), "OK", ""
+            context.set_trailing_metadata(visit.trailers)
+            patience: Patience | None = None
+            try:
+                patience = self._enter(route, context)
+                return await serve(_Call(route, context, self._access, patience), context)
+            except grpc.aio.AbortError:  # the handler's own
+                code = _name(context)
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                found = _reason(error, patience, route)
+                if found is None:  # the caller has left, or its time is up
+                    left = context.time_remaining()
+                    code = "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
+                    raise
+                code, reason = found.code.name, type(error).__name__
+                if patience is not None:
+                    patience.stop()
+                await _abort(context, found, visit)
+                raise AssertionError("the call was ended with a status") from error
+            finally:
+                if patience is not None:
+                    patience.stop()
+                self._journal.end(visit, code, reason)
+
+        return behavior
+
+    def _enter(self, route: _Route, context: Context) -> Patience:
+        """Let a call in, and count it until gRPC has done with it; raises an error of errors.py."""
+        if route.counted and self._draining and not route.probe:
+            raise Draining("the server is stopping; ask another one, or again later")
+        self._access.enter(route.scope, context)
+        caller = caller_of(context) if self._limits.by_caller else ""
+        task = asyncio.current_task()
+        assert task is not None  # gRPC gives each call its own
+        if not route.probe:
+            self._concurrency.enter(caller)
+        self._count(route.counted)
+
+        def leave(_: object) -> None:
+            if not route.probe:
+                self._concurrency.leave(caller)
+            self._count(-route.counted)
+
+        task.add_done_callback(leave)
+        return self._watchdog.watch(task)
 
     def _count(self, change: int) -> None:
         self.in_flight += change
@@ -123,19 +218,61 @@ class Guard(grpc.aio.ServerInterceptor):
             self._idle.set()
 
 
-def _parse(read: Callable[[bytes], Any], payload: bytes) -> Any:
+def _once(answer: Any, write: Callable[[Any], bytes]) -> Serve:
+    async def serve(call: _Call, context: Context) -> bytes:
+        request = await call.request()
+        call.patience.stop()
+        return write(await answer(request, context))
+
+    return serve
+
+
+def _often(answer: Any, write: Callable[[Any], bytes], streaming: bool) -> Serve:
+    async def serve(call: _Call, context: Context) -> None:
+        request = call if streaming else await call.request()
+        async with contextlib.aclosing(answer(request, context)) as replies:
+            async for reply in replies:
+                await call.send(write(reply))
+
+    return serve
+
+
+def _parse(read: Read, payload: bytes) -> Any:
     try:
         return read(payload)
     except DecodeError:
         raise InvalidArgument("request", f"{len(payload)} bytes that are no such message", "protobuf") from None
 
 
-async def _abort(context: Context, method: str, error: BaseException) -> None:
+def _reason(error: BaseException, patience: Patience | None, route: _Route) -> Refusal | None:
+    """Return the status that ends a call; None where nobody waits for one."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        if patience is None or not patience.lost:
+            return None
+        task.uncancel()
+        error = ClientIdle("the client has kept the call waiting for too long: it neither sends nor reads")
     found = refusal(error) if isinstance(error, Exception) else None
     if found is None:
         number = secrets.token_hex(4)
-        log.error("call failed method=%s error_id=%s", method, number, exc_info=error)
-        found = Refusal(grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has more under this id")
-    else:
-        log.debug("call refused method=%s code=%s", method, found.code.name)
-    await context.abort(found.code, found.message, found.trailers)
+        log.error("call failed method=%s error_id=%s", route.method, number, exc_info=error)
+        return Refusal(grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has more under this id")
+    return found
+
+
+async def _abort(context: Context, found: Refusal, visit: Visit) -> None:
+    try:
+        await context.abort(found.code, found.message, (*visit.trailers, *found.trailers))
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # there is no call any more: gRPC refused its message, or the connection broke
+        raise asyncio.CancelledError from None
+
+
+def _name(context: Context) -> str:
+    """Return the name of the status that a handler has ended its call with."""
+    code = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, "UNKNOWN")
+
+
+_NAMES: dict[object, str] = {code.value[0]: code.name for code in grpc.StatusCode}

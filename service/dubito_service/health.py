@@ -1,4 +1,9 @@
-"""Health: the states of the server and of each service, for probes and watchers (grpc.health.v1)."""
+"""Health: the states of the server, of its services and of each model, for probes and watchers (grpc.health.v1).
+
+The empty name and the services' are SERVING from when the first versions are loaded until the server stops; a model's
+name while a version of it is ready. This service's own name is SERVING whenever it answers at all: the one to ask
+whether the process lives, which it does through a long load.
+"""
 
 # ruff: noqa: N802 - methods bear the names of the wire
 from __future__ import annotations
@@ -11,6 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dubito_service.errors import NotServed
+from dubito_service.registry import Registry, State
 
 Response = health_pb2.HealthCheckResponse
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -18,34 +24,54 @@ SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Serves, then serves no longer; the empty name is the whole server.
+    """Answers with what the registry says, until it is stopped; the empty name is the whole server.
 
     (The servicer that grpcio-health-checking brings forgets the other watchers of a name when one leaves.)
     """
 
-    def __init__(self, services: Iterable[str]) -> None:
+    def __init__(self, services: Iterable[str], registry: Registry) -> None:
         self._services = frozenset(("", *services))
-        self._stopping = asyncio.Event()
+        self._registry = registry
+        self._stopped = False
+        self._changed = asyncio.Event()
+        registry.on_change(self._wake)
 
     def stop(self) -> None:
         """Report NOT_SERVING from now on."""
-        self._stopping.set()
+        self._stopped = True
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let every watcher look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Response:
-        """Answer with the state of a service; NOT_FOUND for one that is not here."""
-        if request.service not in self._services:
-            raise NotServed("service", repr(request.service), ", ".join(sorted(self._services - {""})))
-        return Response(status=self._status(request.service))
+        """Answer with the state of a service or model; NOT_FOUND for one that is not here."""
+        status = self._status(request.service)
+        if status == Response.SERVICE_UNKNOWN:
+            names = sorted({*self._services - {""}, SERVICE, *(entry.model for entry in self._registry.index())})
+            raise NotServed("service", repr(request.service), ", ".join(names))
+        return Response(status=status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> AsyncIterator[Response]:
-        """Send the state of a service, and send it again when it changes."""
-        yield Response(status=self._status(request.service))
-        if not self._stopping.is_set():
-            await self._stopping.wait()
-            yield Response(status=self._status(request.service))
-        await asyncio.Event().wait()  # the contract: the watcher ends the call
+        """Send the state of a service or model, and send it again when it changes; the watcher ends the call."""
+        told = None
+        while True:
+            changed, status = self._changed, self._status(request.service)
+            if status != told:
+                yield Response(status=status)
+                told = status
+            await changed.wait()
 
-    def _status(self, service: str) -> int:
-        if service not in self._services:
-            return Response.SERVICE_UNKNOWN
-        return Response.NOT_SERVING if self._stopping.is_set() else Response.SERVING
+    def _status(self, name: str) -> int:
+        if name == SERVICE:
+            return Response.SERVING
+        if name in self._services:
+            serves = self._registry.opened
+        else:
+            states = self._registry.states(name)
+            if not states:
+                return Response.SERVICE_UNKNOWN
+            serves = State.READY in states
+        return Response.SERVING if serves and not self._stopped else Response.NOT_SERVING

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion
-from dubito_models.predictive import Classification, Regression, StopReason, Validity
+from dubito_models.predictive import Classification, Regression
 from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import Stopping, StoppingRule
 from dubito_protos import tensors
@@ -31,6 +31,7 @@ from dubito_service.codes import (
     DESIGNS,
     ESTIMATOR_CODES,
     ESTIMATORS,
+    PRIORITIES,
     QUANTITIES,
     RULES,
     SCOPE_CODES,
@@ -38,8 +39,10 @@ from dubito_service.codes import (
     STOP_REASON_CODES,
     VALIDITY_CODES,
 )
+from dubito_service.errors import LONGEST_FIELD, Refusal, shorten
 from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.registry import Registry
+from dubito_service.scheduler import Priority
 
 
 def read_prediction(
@@ -60,24 +63,31 @@ def read_prediction(
             coverage=output.coverage if output.HasField("coverage") else None,
             stream=output.stream,
             id=request.id,
+            priority=_read_priority(request),
         )
         return ask(question, limits, adapt)
 
 
 def read_evaluation(request: pb.EvaluateRequest, registry: Registry, limits: RequestLimits) -> StandardRequest:
     """Check everything that an `EvaluateRequest` asks; raises `NotServed` or `InvalidArgument`."""
-    return ask_standard(_find(request, registry), _decode(request.inputs), limits, request.id)
+    version, priority = _find(request, registry), _read_priority(request)
+    return ask_standard(version, _decode(request.inputs), limits, request.id, priority)
 
 
 def _find(request: pb.PredictRequest | pb.EvaluateRequest, registry: Registry) -> ModelVersion:
     return registry.find(request.model, request.version if request.HasField("version") else None)
 
 
+def _read_priority(request: pb.PredictRequest | pb.EvaluateRequest) -> Priority:
+    _check_choice("priority", pb.Priority, request.priority, PRIORITIES)
+    return PRIORITIES[request.priority]
+
+
 def _field(name: str) -> str:
     """Return where a field of a question stands in a `PredictRequest`."""
     if name in ("coverage", "stream"):
         return f"output.{name}"
-    return name if name.startswith("inputs") else f"sampling.{name}"
+    return name if name.startswith("inputs") or name == "priority" else f"sampling.{name}"
 
 
 def _decode(given: Iterable[pb.Tensor]) -> dict[str, NDArray[Any]]:
@@ -138,9 +148,6 @@ def _check_choice(field: str, enum: Any, value: int, accepted: Collection[int]) 
 def write_prediction(answer: Answer) -> pb.PredictResponse:
     """Write the answer to a `PredictRequest`, or one on the way to it."""
     asked, predictive, issued = answer.asked, answer.predictive, answer.issued
-    validity = predictive.calibration_validity
-    if asked.stream and validity is Validity.EXACT:
-        validity = Validity.APPROXIMATE  # the level was chosen by labels that came back
     reply = pb.PredictResponse(
         model=asked.version.name,
         version=asked.version.version,
@@ -154,21 +161,18 @@ def write_prediction(answer: Answer) -> pb.PredictResponse:
         mask_scope=SCOPE_CODES[predictive.scope],
         estimator=ESTIMATOR_CODES[predictive.estimator],
         calibration_id=predictive.calibration_id,
-        calibration_validity=VALIDITY_CODES[validity],
-        warnings=(*asked.warnings, *([issued.warning] if issued.warning else [])),
+        calibration_validity=VALIDITY_CODES[answer.validity],
+        warnings=answer.warnings,
         timings=_timings(answer.spent),
         raw_draws=_encode(predictive.raw_draws),
         joint_covariance=_encode(predictive.joint_covariance),
-        final=StopReason.UNFINISHED not in predictive.stop_reason,
+        final=answer.final,
         coverage=asked.coverage,
         served_coverage=asked.served_coverage,
         abstain=_encode(predictive.abstain),
         prediction_id=issued.prediction_id,
         receipt=issued.receipt,
     )
-    if StopReason.DEADLINE in predictive.stop_reason:
-        used = int(predictive.draws.min())
-        reply.warnings.append(f"the deadline ended drawing after {used} of {asked.plan.max_draws} draws")
     _set_answer(reply, predictive.answer, "classification", "regression")
     if predictive.uncalibrated is not None:
         _set_answer(reply, predictive.uncalibrated, "uncalibrated_classification", "uncalibrated_regression")
@@ -211,6 +215,14 @@ def _write_regression(answer: Regression) -> pb.Regression:
         quantiles=_encode(answer.quantiles),
         prediction_interval=_encode(answer.prediction_interval),
     )
+
+
+def write_error(name: str, error: Exception, found: Refusal) -> pb.PredictBulkResponse:
+    """Write the refusal of a request inside a stream; `name`: the request's id."""
+    number: int = found.code.value[0]
+    field, retry = str(getattr(error, "field", "")), getattr(error, "retry_after", None)
+    said = pb.Error(code=number, message=found.message, field=shorten(field, LONGEST_FIELD), retry_seconds=retry)
+    return pb.PredictBulkResponse(id=name, error=said)
 
 
 def write_evaluation(answer: StandardAnswer) -> pb.EvaluateResponse:

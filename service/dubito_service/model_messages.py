@@ -13,29 +13,40 @@ from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_service.asking import RequestLimits
 from dubito_service.codes import DESIGN_CODES, ESTIMATOR_CODES, QUANTITY_CODES, RULE_CODES
-from dubito_service.registry import Entry, Registry
+from dubito_service.registry import Entry, Registry, State
 
 _COLUMN_KINDS = {"number": pb.COLUMN_KIND_NUMBER, "category": pb.COLUMN_KIND_CATEGORY}
+_STATES = {
+    State.READY: pb.MODEL_STATE_READY,
+    State.FAILED: pb.MODEL_STATE_FAILED,
+    State.LOADING: pb.MODEL_STATE_LOADING,
+    State.UNLOADED: pb.MODEL_STATE_UNLOADED,
+}
 
 
 def write_models(entries: Sequence[Entry]) -> pb.ListModelsResponse:
     """Write the state of every version."""
-    return pb.ListModelsResponse(models=[_write_status(entry) for entry in entries])
+    return pb.ListModelsResponse(models=[write_status(entry) for entry in entries])
 
 
-def _write_status(entry: Entry) -> pb.ModelStatus:
+def write_status(entry: Entry) -> pb.ModelStatus:
+    """Write how a version stands."""
     version = entry.loaded
     if version is None:
-        return pb.ModelStatus(
-            model=entry.model, version=entry.version, state=pb.MODEL_STATE_FAILED, reason=entry.reason
-        )
+        return pb.ModelStatus(model=entry.model, version=entry.version, state=_STATES[entry.state], reason=entry.reason)
     return pb.ModelStatus(
         model=entry.model,
         version=entry.version,
         state=pb.MODEL_STATE_READY,
+        reason=entry.reason,
         task=version.manifest.task.value,
         calibration_id="" if version.calibration is None else version.calibration.id,
     )
+
+
+def read_version(request: pb.LoadModelRequest | pb.UnloadModelRequest) -> int | None:
+    """Return the version that is to be loaded or unloaded; None where the policy says which."""
+    return request.version if request.HasField("version") else None
 
 
 def read_name(request: pb.GetModelRequest, registry: Registry) -> Entry:
@@ -45,7 +56,7 @@ def read_name(request: pb.GetModelRequest, registry: Registry) -> Entry:
 
 def write_model(entry: Entry, limits: RequestLimits, observed: Sequence[pb.Observed] = ()) -> pb.GetModelResponse:
     """Write what a version is and what labels say of it; of one that failed to load, only its state."""
-    status = _write_status(entry)
+    status = write_status(entry)
     if entry.loaded is None:
         return pb.GetModelResponse(status=status)
     manifest = entry.loaded.manifest

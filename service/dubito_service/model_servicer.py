@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 
-from dubito_models.errors import NotImplementedYet
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service import model_messages, observed_messages
@@ -27,8 +26,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         self._observer = observer
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        """List every version, those that failed to load with the reason."""
-        return model_messages.write_models(self._registry.entries())
+        """List every version, loaded or not, those that failed to load with the reason."""
+        return model_messages.write_models(self._registry.index())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Describe one version, and what labels that came back say of it."""
@@ -39,9 +38,11 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         return model_messages.write_model(entry, self._limits, observed)
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
-        """Refuse: not served yet."""
-        raise NotImplementedYet("LoadModel is not served yet: versions are loaded when the server starts")
+        """Load a version, or what the policy says of a model; answer when that has ended."""
+        entry = await self._registry.load(request.model, model_messages.read_version(request))
+        return pb.LoadModelResponse(status=model_messages.write_status(entry))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
-        """Refuse: not served yet."""
-        raise NotImplementedYet("UnloadModel is not served yet: versions are served until the server stops")
+        """Take a version or a model out of service; answer when no request holds it any more."""
+        await self._registry.unload(request.model, model_messages.read_version(request))
+        return pb.UnloadModelResponse()

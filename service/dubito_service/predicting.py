@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from dubito_models.predictive import Predictive, StopReason
+from dubito_models.predictive import Predictive, StopReason, Validity
 from dubito_models.standard import Evaluation
 from dubito_service.asking import Adapt, Prediction, Spent, StandardRequest
+from dubito_service.dispatching import Clock
+from dubito_service.drawing import Drawn, Request
 from dubito_service.observing import Issued, Observer, settle_coverage
 from dubito_service.reports import AnswerReport, Watch, ignore
-from dubito_service.worker import Clock, DeviceWorker, Drawn, Request, StandardWorker
+from dubito_service.standard_worker import EvaluationRequest, StandardWorker
+from dubito_service.worker import DeviceWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,29 @@ class Answer:
     predictive: Predictive
     spent: Spent
     issued: Issued
+
+    @property
+    def final(self) -> bool:
+        """Whether no better answer follows."""
+        return StopReason.UNFINISHED not in self.predictive.stop_reason
+
+    @property
+    def validity(self) -> Validity:
+        """How far its calibration holds."""
+        found = self.predictive.calibration_validity
+        if self.asked.stream and found is Validity.EXACT:
+            return Validity.APPROXIMATE  # the level was chosen by labels that came back
+        return found
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its caller should know of it."""
+        found = [*self.asked.warnings, *([self.issued.warning] if self.issued.warning else [])]
+        for reason, what in ((StopReason.DEADLINE, "the deadline"), (StopReason.LOAD, "the server's load")):
+            if reason in self.predictive.stop_reason:
+                used, most = int(self.predictive.draws.min()), self.asked.plan.max_draws
+                found.append(f"{what} ended drawing after {used} of {most} draws")
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +97,26 @@ class Predictor:
 
     async def predict(self, asked: Prediction, call: Call) -> Answer:
         """Answer with dropout active; raises what `DeviceWorker.draw` raises."""
-        return self._answer(asked, await self._device.draw(_work(asked, call)), call)
+        began = self._clock()
+        return self._answer(asked, await self._device.draw(_work(asked, call)), call, began)
 
     async def refine(self, asked: Prediction, call: Call) -> AsyncGenerator[Answer]:
         """Answer as `predict` does, and before that whenever there are clearly more draws than before."""
+        began = self._clock()
         async with contextlib.aclosing(self._device.watch(_work(asked, call))) as answers:
             async for drawn in answers:
-                yield self._answer(asked, drawn, call)
+                yield self._answer(asked, drawn, call, began)
 
     async def evaluate(self, asked: StandardRequest, call: Call) -> StandardAnswer:
         """Answer by the standard network; raises what `StandardWorker.evaluate` raises."""
-        done = await self._standard.evaluate(asked.version, asked.inputs, asked.rows)
+        began = self._clock()
+        work = EvaluationRequest(asked.version, asked.inputs, asked.rows, call.deadline, call.caller, asked.priority)
+        done = await self._standard.evaluate(work)
         spent = Spent(done.queue_seconds, done.compute_seconds, self._clock() - call.arrived)
-        self._report(asked, done.evaluation, 1, spent)
+        self._report(asked, done.evaluation, 1, spent, began - call.arrived)
         return StandardAnswer(asked, done.evaluation, spent)
 
-    def _answer(self, asked: Prediction, drawn: Drawn, call: Call) -> Answer:
+    def _answer(self, asked: Prediction, drawn: Drawn, call: Call, began: float) -> Answer:
         """Settle an answer; the last one comes with a receipt."""
         predictive, issued = settle_coverage(drawn.predictive, asked.served_coverage), Issued()
         last = StopReason.UNFINISHED not in predictive.stop_reason
@@ -102,22 +132,31 @@ class Predictor:
             )
         spent = Spent(drawn.queue_seconds, drawn.compute_seconds, self._clock() - call.arrived)
         if last:
-            self._report(asked, predictive, asked.plan.max_draws, spent)
+            self._report(asked, predictive, asked.plan.max_draws, spent, began - call.arrived)
         return Answer(asked, predictive, spent, issued)
 
     def _report(
-        self, asked: Prediction | StandardRequest, answer: Predictive | Evaluation, most_draws: int, spent: Spent
+        self,
+        asked: Prediction | StandardRequest,
+        answer: Predictive | Evaluation,
+        most_draws: int,
+        spent: Spent,
+        reading: float,
     ) -> None:
-        report = AnswerReport(asked.version, asked.rows, answer, most_draws, spent.queue, spent.compute, spent.total)
-        self._watch(report)
+        times = (spent.queue, spent.compute, spent.total, reading)
+        self._watch(AnswerReport(asked.version, asked.rows, answer, most_draws, *times))
 
 
 def _work(asked: Prediction, call: Call) -> Request:
     return Request(
-        engine=asked.version.engine,
+        engines=asked.version.engines,
         calibration=asked.calibration,
         inputs=asked.inputs,
         plan=asked.plan,
         rows=asked.rows,
         deadline=call.deadline,
+        model=asked.version.name,
+        version=asked.version.version,
+        caller=call.caller,
+        priority=asked.priority,
     )

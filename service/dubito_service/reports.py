@@ -5,6 +5,7 @@ A `Watch` is called where the thing happened, on the device thread or the event 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,6 +13,8 @@ from typing import TypeAlias
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Predictive
 from dubito_models.standard import Evaluation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +53,48 @@ class AnswerReport:
     queue_seconds: float
     compute_seconds: float
     total_seconds: float
+    reading_seconds: float = 0.0  # of the total, before it was queued
 
 
 @dataclass(frozen=True, slots=True)
 class CallReport:
-    """One call that has ended; `code`: the name of its gRPC status."""
+    """One call that has ended; `code`: the name of its gRPC status, `reason`: of the error that it was refused with."""
 
     method: str  # /package.Service/Method
     code: str
     seconds: float
+    reason: str = ""
 
 
-Report: TypeAlias = StepReport | AnswerReport | CallReport
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """One version that was loaded, or could not be."""
+
+    model: str
+    version: int
+    seconds: float
+    failed: bool
+
+
+Report: TypeAlias = StepReport | AnswerReport | CallReport | LoadReport
 Watch: TypeAlias = Callable[[Report], None]
 
 
 def ignore(report: Report) -> None:
     """Count nothing."""
+
+
+def tell(*watches: Watch) -> Watch:
+    """Return a watch that tells several; one that raises all the same is logged once, and goes on being told."""
+    failed: set[int] = set()
+
+    def watch(report: Report) -> None:
+        for number, each in enumerate(watches):
+            try:
+                each(report)
+            except Exception:  # nobody's answer depends on what is counted
+                if number not in failed:
+                    failed.add(number)
+                    log.exception("report failed kind=%s", type(report).__name__)
+
+    return watch

@@ -1,8 +1,14 @@
 """The scheduler: which draws the device takes next, as a pure function of who waits, a budget and the time.
 
-The decision is taken per step, not per request. Order is by date due: the deadline, or `patience` after the ticket
-last had a turn, whichever comes first. So the nearest deadline goes first, a ticket that waits overtakes in the end
-whatever arrives with later dates (ageing), and of many without a deadline the one that waited longest goes first.
+The decision is taken per step, not per request. Order is by priority, and within one by date due: the deadline, or
+`patience` after the ticket last had a turn, whichever comes first. So the nearest deadline goes first, a ticket that
+waits overtakes in the end whatever arrives with later dates (ageing), and of many without a deadline the one that
+waited longest goes first. Whom higher priorities have kept waiting for `patience`, or for half of the time to its
+deadline, has starved: in every step the one that starved longest gets a turn, whatever else there is; a quarter of the
+budget is kept for it. So with n starved tickets each has a turn within n steps, and a higher priority waits for no more
+than one turn of a lower one.
+
+Under overload draws are shed before requests: `shed` is the rule.
 """
 
 from __future__ import annotations
@@ -10,6 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+
+_ROUNDING = 1e-9  # of seconds that were added up
+_LEADING = 0.75  # of the budget, for the first tile of a step in which another one has to have a turn
+
+
+class Priority(IntEnum):
+    """Who goes first."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +45,9 @@ class Ticket:
     since: float  # when it arrived, or last had a turn
     cost: float = 1.0  # work units of one row and draw, the same for equal keys
     deadline: float | None = None
+    priority: Priority = Priority.NORMAL
     ready: bool = False  # has drawn enough for an answer, if need be
+    needs: float = 0.0  # seconds that this takes at least, where it has not
     cancelled: bool = False
 
 
@@ -55,7 +75,7 @@ class Step:
 
     tiles: tuple[Tile, ...] = ()
     cancelled: tuple[Ticket, ...] = ()
-    due: tuple[Ticket, ...] = ()  # their deadline allows no further pass
+    due: tuple[Ticket, ...] = ()  # their deadline allows no further pass, or not as many as they need
 
     @property
     def work(self) -> float:
@@ -68,46 +88,78 @@ def schedule(
 ) -> Step:
     """Choose the next step: at most `budget` work units, or one group of one ticket where that alone is more.
 
+    So may be the turn of who has starved, above the budget by one group of its own.
     `margin`: the seconds that a step and an answer take. A ticket that could answer leaves so long before its
-    deadline; one that could not tries until the deadline itself.
+    deadline; one that could not tries for as long as it might still make it.
     """
     waiting: list[Ticket] = []
     due: list[Ticket] = []
     for ticket in tickets:
         if not ticket.cancelled:
             (due if _is_due(ticket, now, margin) else waiting).append(ticket)
-    waiting.sort(key=lambda ticket: (_date(ticket, patience), ticket.number))
+    waiting.sort(key=lambda each: turn(each.priority, each.deadline, each.since, each.number, patience))
     return Step(
-        tiles=tuple(_fill(waiting, budget)),
+        tiles=tuple(_fill(waiting, budget, _find_starved(waiting, now, patience))),
         cancelled=tuple(ticket for ticket in tickets if ticket.cancelled),
         due=tuple(due),
     )
 
 
 def _is_due(ticket: Ticket, now: float, margin: float) -> bool:
-    return ticket.deadline is not None and ticket.deadline - (margin if ticket.ready else 0.0) <= now
+    if ticket.deadline is None:
+        return False
+    left = ticket.deadline - now
+    return left <= margin if ticket.ready else left <= 0 or left < ticket.needs * (1 - _ROUNDING)
 
 
-def _date(ticket: Ticket, patience: float) -> float:
-    return min(math.inf if ticket.deadline is None else ticket.deadline, ticket.since + patience)
+def turn(
+    priority: Priority, deadline: float | None, since: float, number: int, patience: float
+) -> tuple[Priority, float, int]:
+    """Return what tickets are sorted by."""
+    return priority, min(math.inf if deadline is None else deadline, since + patience), number
 
 
-def _fill(waiting: Sequence[Ticket], budget: float) -> list[Tile]:
-    """Form a tile around the most urgent ticket, then around the next that still fits."""
+def shed(max_draws: int, min_draws: int, group_size: int, others: float, overload: float) -> int:
+    """Return how many draws a request gets where `others` seconds of work wait beside it: all up to `overload` seconds.
+
+    Beyond, so few that all of them would be answered within about as long: whole groups, never less than `min_draws`.
+    """
+    if others <= overload:
+        return max_draws
+    groups = max(1, int(max_draws * overload / others) // group_size, -(-min_draws // group_size))
+    return min(max_draws, groups * group_size)
+
+
+def _find_starved(waiting: Sequence[Ticket], now: float, patience: float) -> Ticket | None:
+    """Return who has starved for the longest time, and is not of the priority that leads; `waiting` is in order."""
+    leading = waiting[0].priority if waiting else Priority.LOW
+    starved = [each for each in waiting if each.priority > leading and _starves_at(each, patience) <= now]
+    return min(starved, key=lambda each: (_starves_at(each, patience), each.number), default=None)
+
+
+def _starves_at(ticket: Ticket, patience: float) -> float:
+    left = math.inf if ticket.deadline is None else ticket.deadline - ticket.since
+    return ticket.since + min(patience, left / 2)
+
+
+def _fill(waiting: Sequence[Ticket], budget: float, starved: Ticket | None) -> list[Tile]:
+    """Form a tile around the most urgent ticket, one around who has starved, then around the next that still fits."""
     mates: dict[Hashable, list[Ticket]] = {}
     for ticket in waiting:
         mates.setdefault(ticket.key, []).append(ticket)
     tiles: list[Tile] = []
     placed: set[int] = set()
-    for leader in waiting:
-        if leader.number in placed or (tiles and _least_work(leader) > budget):
+    leaders = waiting if starved is None else (waiting[0], starved, *waiting[1:])
+    for leader in leaders:
+        if leader.number in placed or (tiles and leader is not starved and _least_work(leader) > budget):
             continue
-        tile = _form(leader, mates[leader.key], budget)
+        share = budget if starved is None or tiles else budget * _LEADING
+        tile = _form(leader, mates[leader.key], share)
         tiles.append(tile)
         placed.update(ticket.number for ticket in tile.tickets)
         mates[leader.key] = [ticket for ticket in mates[leader.key] if ticket.number not in placed]
         budget -= tile.work
-        if budget <= 0:
+        if budget <= 0 and (starved is None or starved.number in placed):
             break
     return tiles
 

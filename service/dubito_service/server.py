@@ -8,48 +8,73 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from importlib import metadata
 
 import grpc
 import torch
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from dubito_models.errors import InvalidArgument
 from dubito_models.files import write_atomically
-from dubito_models.package import Repository, choose_device
+from dubito_models.memory import keep_imports
+from dubito_models.package import choose_device
+from dubito_models.repository import Repository
+from dubito_protos import open_inference_pb2_grpc as open_grpc
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
+from dubito_service.access import Access, admin_allowed, check_plaintext, is_loopback
 from dubito_service.asking import RequestLimits
+from dubito_service.concurrency import CallLimits
+from dubito_service.connections import ConnectionLimits, channel_options
+from dubito_service.drawing import WorkLimits
 from dubito_service.errors import CannotListen
 from dubito_service.guard import Guard
 from dubito_service.health import SERVICE as HEALTH
 from dubito_service.health import Health
+from dubito_service.journal import Journal
+from dubito_service.loading import Loader
 from dubito_service.model_servicer import ModelServicer
 from dubito_service.observations import Rules
 from dubito_service.observing import Observer, ObservingRules, open_observer
+from dubito_service.open_inference.servicer import SERVICE as OPEN_INFERENCE
+from dubito_service.open_inference.servicer import OpenInferenceServicer, Profile, Unserved
+from dubito_service.open_inference.statistics import Statistics
+from dubito_service.policy import ModelControl, Policy
 from dubito_service.predicting import Predictor
-from dubito_service.registry import load_registry
+from dubito_service.registry import Registry
+from dubito_service.reports import Report, tell
+from dubito_service.security import Certificates, tls_files
 from dubito_service.servicers import SERVICES, UncertaintyServicer
 from dubito_service.settings import Settings
-from dubito_service.worker import DeviceWorker, StandardWorker, WorkLimits
+from dubito_service.standard_worker import StandardLimits, StandardWorker
+from dubito_service.telemetry import Telemetry
+from dubito_service.tokens import Tokens
+from dubito_service.tracing import open_tracer
+from dubito_service.watching import watch
+from dubito_service.worker import DeviceWorker
 
 log = logging.getLogger(__name__)
 
+_SERVED = (*SERVICES, OPEN_INFERENCE)
 _FAREWELL_SECONDS = 1.0  # for last replies to leave, and for watchers of the health
 _LAST_STEP_SECONDS = 5.0
 _LAST_WRITE_SECONDS = 5.0
+_LAST_SPANS_SECONDS = 2.0
+_LAST_LOAD_SECONDS = 5.0
 
 
 class Server:
     """One server: a repository, the workers, and a gRPC port. Belongs to one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the repository and bind the port; raises `InvalidArgument` or `CannotListen`."""
+        """Open the repository and bind the port; raises `InvalidArgument` or `CannotListen`."""
         self._settings = settings
+        self._certificates, access = _secure(settings)
         # One core is left to the event loop: a thread that torch waits for in vain costs more than it gives.
         torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 2) - 1))
         choose_device(settings.device)  # says so where it is not there, before anything is loaded
-        self.registry = load_registry(
-            Repository(settings.repository), settings.newest_versions, settings.pass_bytes, settings.device
-        )
+        loader = Loader(Repository(settings.repository, settings.cache), settings.pass_bytes, settings.device)
+        self.registry = Registry((), loader, _policy(settings), self._report)
         self.device = DeviceWorker(
             WorkLimits(
                 queue_work=settings.queue_work,
@@ -57,34 +82,64 @@ class Server:
                 step_seconds=settings.step_seconds,
                 patience_seconds=settings.patience_seconds,
                 reply_seconds=settings.reply_seconds,
+                overload_seconds=settings.overload_seconds,
+                model_share=settings.model_work,
+                caller_share=settings.caller_work,
             ),
             time.monotonic,
+            self._report,
         )
-        self.standard = StandardWorker(settings.queue_rows, time.monotonic)
+        self.standard = StandardWorker(
+            StandardLimits(
+                queue_rows=settings.queue_rows,
+                step_seconds=settings.step_seconds,
+                patience_seconds=settings.patience_seconds,
+                model_share=settings.model_work,
+                caller_share=settings.caller_work,
+            ),
+            time.monotonic,
+            self._report,
+        )
         self.observer = None if settings.state is None else _observer(settings, settings.state)
-        self._guard = Guard(SERVICES)
-        self._health = Health(SERVICES)
+        self.telemetry = None if settings.metrics_port is None else Telemetry()
+        counting = [] if self.telemetry is None else [self.telemetry.watch]
+        self._tracer = open_tracer(os.environ)
+        journal = Journal(tell(*counting), time.monotonic, self._tracer, (HEALTH, reflection.SERVICE_NAME))
+        self.statistics = Statistics(time.time)
+        self.watch = tell(journal.note, self.statistics.watch, *counting)
+        self._guard = Guard(_SERVED, access, _call_limits(settings), journal=journal)
+        self._health = Health(_SERVED, self.registry)
         self._grpc = self._compose()
-        self.port = _bind(self._grpc, settings)
+        self.port = _bind(self._grpc, settings, self._certificates)
+        self.metrics_port: int | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._measuring: asyncio.Task[None] | None = None
+
+    def _report(self, report: Report) -> None:
+        self.watch(report)
 
     def _compose(self) -> grpc.aio.Server:
         settings = self._settings
         limits = RequestLimits(settings.max_rows, settings.max_draws, settings.max_work, settings.max_message_bytes)
-        server = grpc.aio.server(
-            interceptors=[self._guard],
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
-            ],
-        )
-        predictor = Predictor(self.device, self.standard, time.monotonic, self.observer)
-        uncertainty = UncertaintyServicer(self.registry, predictor, limits, self.observer)
+        server = grpc.aio.server(interceptors=[self._guard], options=channel_options(_connection_limits(settings)))
+        predictor = Predictor(self.device, self.standard, time.monotonic, self.observer, self.watch)
+        uncertainty = UncertaintyServicer(self.registry, predictor, limits, self.observer, settings.stream_requests)
         pb_grpc.add_UncertaintyServiceServicer_to_server(uncertainty, server)
         pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits, self.observer), server)
+        profile = Profile(settings.server_name, metadata.version("dubito"), _policy(settings), settings.stream_requests)
+        open_inference = OpenInferenceServicer(
+            self.registry, predictor, limits, self.statistics, profile, time.monotonic, self._is_ready
+        )
+        open_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
+        server.add_generic_rpc_handlers((Unserved(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*_SERVED, HEALTH, reflection.SERVICE_NAME), server)
         return server
+
+    def _is_ready(self) -> bool:
+        """Tell whether inferences are answered now."""
+        return self.registry.opened and self.device.alive and self.standard.alive and not self._stopping
 
     @property
     def address(self) -> str:
@@ -94,33 +149,43 @@ class Server:
     @property
     def summary(self) -> str:
         """One line: the address, what is served and what failed."""
-        names = {True: [], False: []}  # type: dict[bool, list[str]]
+        names: dict[bool, list[str]] = {True: [], False: []}
         for entry in self.registry.entries():
             names[entry.loaded is not None].append(f"{entry.model}/{entry.version}")
         failed = f"; failed: {', '.join(names[False])}" if names[False] else ""
         return f"dubito serves {', '.join(names[True]) or 'nothing'} on {self.address}{failed}"
 
     async def start(self) -> None:
-        """Answer calls from now on."""
+        """Answer calls from now on; raises `CannotListen` where metrics cannot be served."""
+        self._serve_metrics()
         self.device.start()
+        self.standard.start()
         if self.observer is not None:
             self.observer.start()
         await self._grpc.start()
-        if self._settings.calibration_seconds:
-            self._watching = asyncio.create_task(self._watch_calibrations(self._settings.calibration_seconds))
+        log.info("listening address=%s", self.address)
+        await self.registry.open(self._settings.load)
+        self._watching = asyncio.create_task(
+            watch(self.registry, self._settings.repository_seconds, self._settings.calibration_seconds)
+        )
         log.info("started address=%s", self.address)
 
-    async def _watch_calibrations(self, seconds: float) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await asyncio.to_thread(self.registry.refresh_calibrations)
-            except Exception:  # whatever lies on the disk, it looks again
-                log.exception("calibrations could not be looked for")
+    def _serve_metrics(self) -> None:
+        settings, telemetry = self._settings, self.telemetry
+        if telemetry is None or settings.metrics_port is None:
+            return
+        telemetry.meters.in_flight.set_function(lambda: self._guard.in_flight)
+        telemetry.meters.queue_work.set_function(lambda: self.device.queued_work)
+        telemetry.meters.queue_rows.set_function(lambda: self.standard.queued_rows)
+        host = settings.metrics_host or settings.host
+        self.metrics_port = telemetry.serve(host, settings.metrics_port)
+        self._measuring = asyncio.create_task(telemetry.refresh(self.registry.entries, self.observer))
+        log.info("metrics address=%s", f"http://{_address(host, self.metrics_port)}/metrics")
 
     async def stop(self, grace: float | None = None) -> bool:
         """Refuse new calls, finish those in flight within the grace, and end; False where a pass will not end."""
         log.info("draining calls=%d", self._guard.in_flight)
+        self._stopping = True
         if self._watching is not None:
             self._watching.cancel()
         self._health.stop()
@@ -129,9 +194,26 @@ class Server:
         await self._grpc.stop(_FAREWELL_SECONDS)
         self.standard.close()
         written = self.observer is None or await self.observer.close(_LAST_WRITE_SECONDS)
-        ended = self.device.join(_LAST_STEP_SECONDS) and written
+        loaded = await self.registry.close(_LAST_LOAD_SECONDS)
+        ended = self.device.join(_LAST_STEP_SECONDS) and written and loaded
+        await self._stop_measuring()
         log.info("stopped drained=%s", drained)
         return ended
+
+    async def _stop_measuring(self) -> None:
+        if self._measuring is not None:
+            self._measuring.cancel()
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
+        if self._tracer is not None:
+            await self._tracer.close(_LAST_SPANS_SECONDS)
+
+
+def _policy(settings: Settings) -> Policy:
+    control = ModelControl(settings.model_control)
+    if settings.load and control is not ModelControl.EXPLICIT:
+        raise InvalidArgument("load", ", ".join(settings.load), "models to load, with --model-control explicit")
+    return Policy(settings.newest_versions, settings.pins, control)
 
 
 def _observer(settings: Settings, state: str) -> Observer:
@@ -146,10 +228,48 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+def _secure(settings: Settings) -> tuple[Certificates | None, Access]:
+    """Read certificates and tokens; raises `InvalidArgument` for what would be no protection."""
+    files = tls_files(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    certificates = None if files is None else Certificates(files, time.time)
+    loopback = is_loopback(settings.host)
+    check_plaintext(
+        tokens=settings.tokens is not None,
+        encrypted=certificates is not None,
+        loopback=loopback,
+        allowed=settings.plaintext_tokens,
+    )
+    tokens = None if settings.tokens is None else Tokens(settings.tokens, time.monotonic, time.time)
+    known = tokens is not None or settings.tls_client_ca is not None
+    if not (loopback or known):
+        log.warning("open to all host=%s: whoever reaches it is answered; see tokens and tls_client_ca", settings.host)
+    return certificates, Access(tokens, admin_allowed(settings.admin, loopback=loopback, known_callers=known))
+
+
+def _call_limits(settings: Settings) -> CallLimits:
+    return CallLimits(settings.max_calls, settings.caller_calls or settings.max_calls, settings.idle_seconds)
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        connections=settings.max_connections,
+        streams=settings.max_streams,
+        message_bytes=settings.max_message_bytes,
+        metadata_bytes=settings.max_metadata_bytes,
+        ping_seconds=settings.ping_seconds,
+        idle_seconds=settings.connection_idle_seconds,
+        age_seconds=settings.connection_age_seconds,
+        grace_seconds=settings.grace_seconds,
+    )
+
+
+def _bind(server: grpc.aio.Server, settings: Settings, certificates: Certificates | None) -> int:
     address = _address(settings.host, settings.port)
     try:
-        port = server.add_insecure_port(address)
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
         raise CannotListen(f"cannot listen on {address}: is the port taken, the host one of this machine?") from error
     if not port:
@@ -162,6 +282,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> bool:
 
     `announce` gets one line when the server is ready. Returns what `Server.stop` does.
     """
+    if settings.port_file is not None:
+        settings.port_file.unlink(missing_ok=True)  # what an earlier run left there says nothing of this one
     server = Server(settings)
     stopping = asyncio.Event()
 
@@ -170,12 +292,21 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> bool:
             os._exit(128 + number)
         stopping.set()
 
-    await server.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    keep_imports()
+    starting, asked = asyncio.create_task(server.start()), asyncio.create_task(stopping.wait())
+    await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done() or starting.exception() is not None:  # told to stop while it loads, or it cannot start
+        starting.cancel()
+        asked.cancel()
+        ended = await server.stop()
+        if starting.done() and not starting.cancelled():
+            starting.result()
+        return ended
     if settings.port_file is not None:
         write_atomically(settings.port_file, f"{server.port}\n".encode())
     announce(server.summary)
-    await stopping.wait()
+    await asked
     return await server.stop()

@@ -9,19 +9,22 @@ from typing import Any
 
 import grpc
 
-from dubito_models.errors import NotImplementedYet
+from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service import messages, observed_messages
 from dubito_service.asking import RequestLimits
-from dubito_service.errors import NotServed, StateUnset
+from dubito_service.bulk import answer_bulk
+from dubito_service.callers import caller_of
+from dubito_service.errors import NotServed, StateUnset, told
 from dubito_service.observing import Observer, find_reference
 from dubito_service.predicting import Predictor
 from dubito_service.receipts import Receipt
 from dubito_service.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_BULK = "/dubito.v1.UncertaintyService/PredictBulk"
 SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 
 
@@ -29,28 +32,33 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
     """Monte Carlo predictions and the standard path."""
 
     def __init__(
-        self, registry: Registry, predictor: Predictor, limits: RequestLimits, observer: Observer | None = None
+        self,
+        registry: Registry,
+        predictor: Predictor,
+        limits: RequestLimits,
+        observer: Observer | None = None,
+        bulk: int = 128,
     ) -> None:
+        """Set up; `bulk`: requests of one `PredictBulk` that are under way at once, at most."""
         self._registry = registry
         self._predictor = predictor
         self._limits = limits
         self._observer = observer
+        self._bulk = bulk
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Predict with dropout active."""
-        call = self._predictor.call(context.time_remaining())
-        asked = messages.read_prediction(request, self._registry, self._limits, self._predictor.adapt)
-        return messages.write_prediction(await self._predictor.predict(asked, call))
+        return await self._predict(request, context, caller_of(context))
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:
         """Evaluate the standard network."""
-        call = self._predictor.call(context.time_remaining())
+        call = self._predictor.call(context.time_remaining(), caller_of(context))
         asked = messages.read_evaluation(request, self._registry, self._limits)
         return messages.write_evaluation(await self._predictor.evaluate(asked, call))
 
     async def PredictStream(self, request: pb.PredictRequest, context: Context) -> AsyncIterator[pb.PredictResponse]:
         """Predict with dropout active, and refine."""
-        call = self._predictor.call(context.time_remaining())
+        call = self._predictor.call(context.time_remaining(), caller_of(context))
         asked = messages.read_prediction(request, self._registry, self._limits, self._predictor.adapt)
         async with contextlib.aclosing(self._predictor.refine(asked, call)) as answers:
             async for answer in answers:
@@ -59,9 +67,31 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
     async def PredictBulk(
         self, request_iterator: AsyncIterator[pb.PredictRequest], context: Context
     ) -> AsyncIterator[pb.PredictBulkResponse]:
-        """Refuse: not served yet."""
-        raise NotImplementedYet("PredictBulk is not served yet; send Predict calls side by side")
-        yield  # makes it a stream
+        """Answer each request of a stream as `Predict` does, as they are ready; a refusal ends its request alone."""
+        caller, flying = caller_of(context), set[str]()
+
+        async def answer(request: pb.PredictRequest) -> pb.PredictBulkResponse:
+            name = request.id
+            try:
+                if name in flying:
+                    accepted = "an id that no request of this call has that is still to be answered"
+                    raise InvalidArgument("id", repr(name), accepted)
+                flying.add(name)
+                try:
+                    return pb.PredictBulkResponse(id=name, response=await self._predict(request, context, caller))
+                finally:
+                    flying.discard(name)
+            except Exception as error:
+                return messages.write_error(name, error, told(error, _BULK))
+
+        async with contextlib.aclosing(answer_bulk(request_iterator, answer, self._bulk)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def _predict(self, request: pb.PredictRequest, context: Context, caller: str) -> pb.PredictResponse:
+        call = self._predictor.call(context.time_remaining(), caller)
+        asked = messages.read_prediction(request, self._registry, self._limits, self._predictor.adapt)
+        return messages.write_prediction(await self._predictor.predict(asked, call))
 
     async def Observe(self, request: pb.ObserveRequest, context: Context) -> pb.ObserveResponse:
         """Take the labels of a prediction in, once."""

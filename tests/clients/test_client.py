@@ -24,6 +24,7 @@ from dubito_client import (
     Overloaded,
     ProtocolError,
     ServerError,
+    TlsFailed,
     Unavailable,
 )
 from dubito_protos import uncertainty_pb2 as pb
@@ -236,7 +237,7 @@ def test_credentials_secure_the_channel(fake: Fake) -> None:
     with Client(fake.secure_target, credentials=grpc.local_channel_credentials()) as client:
         assert len(client.models()) == 2
     tls = grpc.ssl_channel_credentials()
-    with Client(fake.target, credentials=tls, retries=0) as client, pytest.raises(Unavailable):
+    with Client(fake.target, credentials=tls, retries=0) as client, pytest.raises(TlsFailed, match="no TLS"):
         client.models()  # never in plaintext where TLS was asked for
 
 

@@ -24,9 +24,10 @@ from dubito_models.errors import (
     UnknownModel,
     UnsupportedNetwork,
 )
-from dubito_models.package import ModelVersion, Repository, load_version
+from dubito_models.package import ModelVersion, load_version
 from dubito_models.packing import pack
 from dubito_models.predictive import Classification, Regression, Validity
+from dubito_models.repository import Repository
 from dubito_models.sampling import SamplingSpec
 from networks import mlp, sample
 

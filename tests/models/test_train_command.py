@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from dubito_models.command import train
 from dubito_models.data import digits
 from dubito_models.metrics import ClassificationScores, accuracy
-from dubito_models.package import Repository
 from dubito_models.predictive import Classification, Regression
+from dubito_models.repository import Repository
 from dubito_models.sampling import SamplingSpec
 from dubito_models.scoring import score_paths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch import Tensor
 from dubito_models.calibration import Calibration
 from dubito_models.engine import Engine, Run
 from dubito_models.sampling import Plan, SamplingSpec
-from dubito_service.worker import Request, WorkLimits
+from dubito_service.drawing import Request, WorkLimits
+from dubito_service.scheduler import Priority
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Gate:
         return self._entered.is_set()
 
 
+async def settle() -> None:
+    """Let the event loop get done with what it has been given."""
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
 def limits(**changes: float) -> WorkLimits:
     fields: dict[str, float] = {
         "queue_work": 10**6,
@@ -79,8 +87,17 @@ def limits(**changes: float) -> WorkLimits:
 
 
 def request(
-    engine: Engine, rows: int = 1, *, shift: float = 0.0, deadline: float | None = None, **spec: Any
+    engine: Engine,
+    rows: int = 1,
+    *,
+    shift: float = 0.0,
+    deadline: float | None = None,
+    model: str = "mlp",
+    caller: str = "somebody",
+    priority: Priority = Priority.NORMAL,
+    **spec: Any,
 ) -> Request:
     """A request of the "mlp" case; `shift` tells its rows from others'."""
     inputs = {"input": shift + torch.arange(rows * 6, dtype=torch.float32).reshape(rows, 6) / 10}
-    return Request(engine, None, inputs, engine.plan(SamplingSpec(**spec)), rows, deadline)
+    plan = engine.plan(SamplingSpec(**spec))
+    return Request((engine,), None, inputs, plan, rows, deadline, model, 1, caller, priority)

@@ -56,9 +56,9 @@ async def opened(packed: Callable[[str], ModelVersion], monkeypatch: pytest.Monk
     async def open_server(**settings: float) -> Inside:
         engine = Hooked(version.engine)
         server = Server(Settings(repository=version.folder.parent.parent, port=0, **settings))  # type: ignore[arg-type]
-        monkeypatch.setattr(server.registry.find("mlp", None), "engine", engine)
-        await server.start()
         servers.append(server)
+        await server.start()
+        monkeypatch.setattr(server.registry.find("mlp", None), "engine", engine)
         channels.append(grpc.aio.insecure_channel(server.address))
         stub = pb_grpc.UncertaintyServiceStub(channels[-1])
         return Inside(server, engine, stub, health_pb2_grpc.HealthStub(channels[-1]))

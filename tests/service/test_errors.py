@@ -6,7 +6,18 @@ import grpc
 import pytest
 
 from dubito_models.errors import CorruptVersion, DubitoError, InvalidArgument, NotImplementedYet, UnknownModel
-from dubito_service.errors import DeadlineMissed, Draining, NotServed, QueueFull, refusal, shorten
+from dubito_service.errors import (
+    ClientIdle,
+    DeadlineMissed,
+    Draining,
+    Forbidden,
+    NotServed,
+    QueueFull,
+    TooManyCalls,
+    Unauthenticated,
+    refusal,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +28,10 @@ from dubito_service.errors import DeadlineMissed, Draining, NotServed, QueueFull
         (NotServed("model", "x", "y"), grpc.StatusCode.NOT_FOUND),
         (NotImplementedYet("later"), grpc.StatusCode.UNIMPLEMENTED),
         (QueueFull("10 of 10 rows", 0.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (Unauthenticated("no token", "a token"), grpc.StatusCode.UNAUTHENTICATED),
+        (Forbidden("not for this"), grpc.StatusCode.PERMISSION_DENIED),
+        (TooManyCalls("4 of 4", 0.1), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (ClientIdle("it is silent"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (DeadlineMissed("too late"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (Draining("the end"), grpc.StatusCode.UNAVAILABLE),
     ],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dubito_service.scheduler import Step, Ticket, schedule
+from dubito_service.scheduler import Priority, Step, Ticket, schedule, shed
 
 GROUP = 10
 
@@ -32,6 +32,7 @@ def crowds(draw: st.DrawFn) -> list[Ticket]:
             cost=costs[name],
             since=draw(times),
             deadline=draw(st.none() | times),
+            priority=draw(st.sampled_from(Priority)),
             ready=draw(st.booleans()),
             cancelled=draw(st.booleans()),
         )
@@ -52,14 +53,16 @@ def placed(step: Step) -> list[Ticket]:
 
 
 @steps
-def test_never_exceeds_its_budget_but_for_one_group_of_one_ticket(
+def test_never_exceeds_its_budget_but_for_one_group_of_one_ticket_and_one_of_who_has_starved(
     tickets: list[Ticket], budget: int, now: float, patience: float
 ) -> None:
     step = schedule(tickets, budget, now, patience=patience)
-    if step.work > budget * (1 + 1e-12):
+    smallest = [tile for tile in step.tiles if len(tile.tickets) == 1 and tile.draws <= GROUP]
+    above = 0 if step.work <= budget * (1 + 1e-12) else step.work - budget
+    assert above <= sum(sorted((tile.work for tile in smallest), reverse=True)[:2]) + 1e-6
+    if len({tile.tickets[0].priority for tile in step.tiles}) == 1 and above:
         [tile] = step.tiles
-        [only] = tile.tickets
-        assert tile.draws == min(only.wanted, GROUP)
+        assert tile in smallest
 
 
 @steps
@@ -89,15 +92,16 @@ def test_drops_the_cancelled_lets_the_due_go_and_gives_nobody_two_turns(
 
 
 @steps
-def test_the_earliest_date_is_in_the_first_tile(
+def test_of_the_highest_priority_the_earliest_date_is_in_the_first_tile(
     tickets: list[Ticket], budget: int, now: float, patience: float
 ) -> None:
     step = schedule(tickets, budget, now, patience=patience)
     waiting = [each for each in tickets if not each.cancelled and each not in step.due]
     if waiting:
 
-        def date(each: Ticket) -> tuple[float, int]:
-            return min(math.inf if each.deadline is None else each.deadline, each.since + patience), each.number
+        def date(each: Ticket) -> tuple[int, float, int]:
+            due = min(math.inf if each.deadline is None else each.deadline, each.since + patience)
+            return each.priority, due, each.number
 
         assert min(waiting, key=date) is step.tiles[0].tickets[0]
 
@@ -146,6 +150,82 @@ def test_nobody_starves_under_a_stream_of_nearer_deadlines(rows: int) -> None:
         now += 0.1
     assert patient.wanted == 0
     assert turns <= 4
+
+
+def test_a_higher_priority_overtakes_whatever_waits() -> None:
+    low, normal = ticket(0, deadline=1.0, priority=Priority.LOW), ticket(1, name="b")
+    high = ticket(2, deadline=9.0, name="c", priority=Priority.HIGH)
+    assert placed(schedule([low, normal, high], 40, 0.0, patience=5.0)) == [high]
+    assert placed(schedule([low, normal, high], 120, 0.0, patience=5.0)) == [high, normal, low]
+
+
+def test_a_lower_priority_rides_along_where_it_costs_the_higher_one_nothing() -> None:
+    high, low = ticket(0, priority=Priority.HIGH), ticket(1, priority=Priority.LOW)
+    [tile] = schedule([low, high], 80, 0.0).tiles
+    assert set(tile.tickets) == {high, low}
+
+
+@pytest.mark.parametrize("rows", [1, 100], ids=["small", "larger than the budget"])
+@pytest.mark.parametrize("patients", [1, 7])
+def test_a_lower_priority_has_a_turn_within_patience_and_a_step_for_each_that_waits_like_it(
+    rows: int, patients: int
+) -> None:
+    """In every step newcomers of a higher priority could fill the budget; each step still serves some of them."""
+    patience, pace = 2.0, 0.125
+    waiting = [ticket(n, rows=rows, name=f"p{n}", wanted=50, priority=Priority.LOW) for n in range(patients)]
+    last = dict.fromkeys(range(patients), 0.0)
+    now, number = 0.0, patients
+    while waiting and now < 300.0:
+        urgent = [ticket(number + i, rows=10, wanted=20, name="u", since=now, priority=Priority.HIGH) for i in range(3)]
+        number += 3
+        step = schedule([*waiting, *urgent], 200, now, patience=patience)
+        assert step.tiles[0].tickets[0].priority is Priority.HIGH
+        now += pace
+        for tile in step.tiles:
+            for member in tile.tickets:
+                if member.priority is Priority.LOW:
+                    assert now - last[member.number] <= patience + (patients + 1) * pace
+                    last[member.number] = now
+                    waiting.remove(member)
+                    if member.wanted > tile.draws:
+                        waiting.append(replace(member, wanted=member.wanted - tile.draws, since=now))
+    assert not waiting
+
+
+draws = given(
+    most=st.integers(1, 500),
+    least=st.integers(1, 500),
+    group=st.integers(1, 20),
+    others=st.floats(0, 1e6),
+    overload=st.floats(1e-3, 1e3),
+)
+
+
+@draws
+def test_shed_leaves_whole_groups_between_the_least_and_the_most(
+    most: int, least: int, group: int, others: float, overload: float
+) -> None:
+    least = min(least, most)
+    left = shed(most, least, group, others, overload)
+    assert least <= left <= most
+    assert left % group == 0 or left == most
+    if others <= overload or least == most:
+        assert left == most
+
+
+@draws
+def test_shed_leaves_no_more_the_more_there_waits(
+    most: int, least: int, group: int, others: float, overload: float
+) -> None:
+    least = min(least, most)
+    assert shed(most, least, group, 2 * others, overload) <= shed(most, least, group, others, overload)
+
+
+def test_what_is_left_of_many_requests_takes_about_as_long_as_a_queue_may_be() -> None:
+    """Thirty requests that take .1 s each, 160 draws, where one second may wait: a third of the draws."""
+    left = shed(160, 10, 10, 29 * 0.1, 1.0)
+    assert left == 50
+    assert 30 * 0.1 * left / 160 <= 1.0
 
 
 def test_tickets_without_deadline_take_turns() -> None:

@@ -6,24 +6,24 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dubito_models.engine import Engine, Run
-from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, StopReason
-from dubito_models.standard import Evaluation
 from dubito_models.stopping import Stopping, StoppingRule
-from dubito_service import worker as worker_module
-from dubito_service.errors import DeadlineMissed, Draining, QueueFull
-from dubito_service.worker import DeviceWorker, Drawn, Request, StandardWorker
+from dubito_service import dispatching, stepping
+from dubito_service.drawing import Drawn, Request
+from dubito_service.errors import DeadlineMissed, Draining, OutOfMemory, QueueFull, WorkerLost
+from dubito_service.reports import Report, StepReport
+from dubito_service.worker import DeviceWorker
 
 from .conftest import Clock
-from .hooked import Gate, Hooked, Pass, limits, request
+from .hooked import Gate, Hooked, Pass, limits, request, settle
 
 
 class Broken(Exception):
@@ -40,7 +40,7 @@ class Crowd:
 
     async def add(self, *requests: Request) -> list[asyncio.Task[Drawn]]:
         tasks = [asyncio.create_task(self.worker.draw(each)) for each in requests]
-        await asyncio.sleep(0)
+        await settle()
         return tasks
 
     def go(self) -> None:
@@ -68,7 +68,7 @@ def probabilities(predictive: Predictive) -> NDArray[np.float64]:
 
 
 def alone(asked: Request) -> Predictive:
-    engine = asked.engine
+    engine = asked.engines[0]
     plain = Engine(engine.program, engine.masks, engine.head, engine.defaults)
     return plain.predict(asked.inputs, asked.plan.spec)
 
@@ -127,7 +127,7 @@ async def test_a_newcomer_does_not_wait_for_a_long_request(clock: Clock, engine:
 async def test_cancelled_in_the_queue_costs_no_pass(crowd: Crowd, engine: Hooked) -> None:
     gone, stays = await crowd.add(request(engine, rows=3), request(engine, rows=2))
     gone.cancel()
-    await asyncio.sleep(0)
+    await settle()
     crowd.go()
     await stays
     assert engine.prefixes[1:] == [(2,)]
@@ -224,6 +224,163 @@ async def test_a_pass_that_fails_fails_only_who_is_at_fault(crowd: Crowd, engine
     assert (await crowd.worker.draw(asked[0])).predictive
 
 
+MEMORY = {
+    "of a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "of a CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
+    "of Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+async def test_a_pass_that_takes_too_much_memory_is_split_by_requests_then_by_draws(
+    crowd: Crowd, engine: Hooked, kind: str
+) -> None:
+    """No pass may have more than 60 rows x draws: of 40 draws each, one row does, two do by halves, seven never."""
+
+    def fail(this: Pass) -> None:
+        if sum(this.rows) * this.draws > 60:
+            raise MEMORY[kind]
+
+    asked = [request(engine, rows=rows, shift=rows, max_draws=40) for rows in (1, 2, 7, 1)]
+    tasks = await crowd.add(*asked)
+    engine.hook = fail
+    crowd.go()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes.pop(2), OutOfMemory)
+    del asked[2]
+    for one, outcome in zip(asked, outcomes, strict=True):
+        assert isinstance(outcome, Drawn)
+        assert outcome.predictive.stop_reason == (StopReason.MAX_DRAWS,) * one.rows
+        assert_same(outcome.predictive, alone(one))
+    assert crowd.worker.counters.work == 10 + (1 + 2 + 1) * 40
+
+
+async def test_a_prefix_that_takes_too_much_memory_is_split_by_requests(crowd: Crowd, engine: Hooked) -> None:
+    def fail(rows: tuple[int, ...]) -> None:
+        if sum(rows) > 4:
+            raise MEMORY["of a GPU"]
+
+    engine.prefix_hook = fail
+    tasks = await crowd.add(*(request(engine, rows=rows) for rows in (1, 2, 3, 5)))
+    crowd.go()
+    *fine, guilty = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(guilty, OutOfMemory)
+    assert all(isinstance(outcome, Drawn) for outcome in fine)
+
+
+async def test_a_deadline_behind_one_long_pass_ends_while_the_pass_lasts(
+    crowd: Crowd, engine: Hooked, clock: Clock
+) -> None:
+    [late] = await crowd.add(request(engine, deadline=clock.now + 0.01))
+    clock.now += 0.01
+    with pytest.raises(DeadlineMissed, match="after 0 draws"):
+        await late
+    assert not crowd.first.done()
+    assert crowd.worker.queued_work == 10
+
+
+async def test_who_has_drawn_enough_is_answered_by_the_deadline_while_a_long_pass_lasts(
+    clock: Clock, engine: Hooked
+) -> None:
+    device = DeviceWorker(limits(step_work=20), clock)
+    device.start()
+    gate = Gate()
+
+    def hold(this: Pass) -> None:
+        if this.first == 20:
+            clock.now += 0.05
+            gate(this)
+
+    engine.hook = hold
+    asked = request(engine, max_draws=1000, deadline=clock.now + 0.05)
+    drawn = await device.draw(asked)
+    assert drawn.predictive.stop_reason == (StopReason.DEADLINE,)
+    assert_same(drawn.predictive, alone(request(engine, min_draws=20, max_draws=20)))
+    assert device.queued_work == 0
+    gate.open()
+    engine.hook = lambda this: None
+    assert await device.draw(request(engine))
+    assert [this.first for this in engine.passes] == [0, 20, 0, 20]  # nothing more was drawn for who had left
+    device.close()
+    assert device.join(30)
+
+
+async def test_a_thread_that_dies_fails_whom_it_had_and_another_goes_on(
+    worker: DeviceWorker, engine: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "_RESTART_SECONDS", 0.2)
+
+    def die(this: Pass) -> None:
+        raise SystemExit
+
+    engine.hook = die
+    assert worker.alive
+    outcomes = await asyncio.gather(*(worker.draw(request(engine)) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(outcome, WorkerLost) for outcome in outcomes)
+    assert not worker.alive
+    with pytest.raises(WorkerLost) as caught:
+        await worker.draw(request(engine))
+    assert caught.value.retry_after == 0.2
+    engine.hook = lambda this: None
+    await until(lambda: worker.alive)
+    assert await worker.draw(request(engine))
+    assert worker.queued_work == 0
+
+
+async def test_steps_report_what_they_did_and_nothing_twice(clock: Clock, engine: Hooked) -> None:
+    told: list[Report] = []
+    device = DeviceWorker(limits(step_work=400), clock, told.append)
+    device.start()
+
+    def take(this: Pass) -> None:
+        clock.now += 0.5
+        if 3 in this.rows and len(this.rows) > 1:
+            raise Broken
+
+    engine.hook = take
+    await asyncio.gather(*(device.draw(request(engine, rows=rows, max_draws=40)) for rows in (1, 2, 3)))
+    steps = [report for report in told if isinstance(report, StepReport)]
+    passes = [each for step in steps for each in step.passes]
+    assert len(steps) == device.counters.steps
+    assert len(passes) == device.counters.passes
+    assert sum(step.prefixes for step in steps) == device.counters.prefixes
+    assert sum(each.rows * each.draws for each in passes) == device.counters.work == 6 * 40
+    assert {(each.model, each.version, each.monte_carlo) for each in passes} == {("mlp", 1, True)}
+    assert {each.seconds for each in passes} == {0.5}
+    assert all(0 < step.fill <= 1 and step.seconds >= 0.5 for step in steps)
+    assert steps[-1].waiting == 0
+    device.close()
+    assert device.join(30)
+
+
+async def test_who_is_done_early_does_not_wait_for_the_rest_of_a_long_step(clock: Clock, engine: Hooked) -> None:
+    device = DeviceWorker(limits(), clock)
+    device.start()
+    first = engine.hook = Gate()
+    busy = asyncio.create_task(device.draw(request(engine, max_draws=10)))
+    await until(first.has_entered)
+    quick, slow = (asyncio.create_task(device.draw(request(engine, seed=seed))) for seed in (1, 2))
+    await settle()
+    second, passes = Gate(), iter(range(100))
+
+    def hold(this: Pass) -> None:
+        clock.now += 1.0
+        if next(passes) == 1:
+            second(this)
+
+    engine.hook = hold
+    first.open()
+    await busy
+    await quick  # whose pass was the first of the step that now holds `slow`
+    assert not slow.done()
+    second.open()
+    await slow
+    device.close()
+    assert device.join(30)
+
+
 async def test_a_failure_that_passes_fails_nobody(worker: DeviceWorker, engine: Hooked) -> None:
     failures = [Broken()]
 
@@ -277,7 +434,7 @@ async def test_the_thread_outlives_a_failure_of_its_own(
         raise Broken
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "schedule", fail)
+        patch.setattr(stepping, "schedule", fail)
         with pytest.raises(Broken):
             await worker.draw(request(engine))
     assert await worker.draw(request(engine))
@@ -312,7 +469,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(clock: Clock, eng
         await device.draw(request(engine, max_draws=40))
     assert caught.value.retry_after > 0
     first.cancel()
-    await asyncio.sleep(0)
+    await settle()
     again = asyncio.create_task(device.draw(request(engine, max_draws=40)))  # what left gives room at once
     gate.open()
     assert (await again).predictive.draws[0] == 40
@@ -431,38 +588,3 @@ async def test_rows_that_are_settled_cost_no_work(worker: DeviceWorker, engine: 
     drawn = await worker.draw(asked)
     assert_same(drawn.predictive, alone(asked))
     assert worker.counters.work == drawn.predictive.draws.sum() < 9 * 160
-
-
-class Slow(ModelVersion):
-    """A version whose standard path waits for a gate."""
-
-    def __init__(self, version: ModelVersion) -> None:
-        self.__dict__.update(version.__dict__)
-        self.gate = threading.Event()
-        self.evaluated = 0
-
-    def evaluate(self, inputs: Mapping[str, Tensor]) -> Evaluation:  # type: ignore[override]
-        assert self.gate.wait(60)
-        self.evaluated += 1
-        return super().evaluate(inputs)
-
-
-async def test_the_standard_path_refuses_when_full_and_skips_the_cancelled(
-    packed: Callable[[str], ModelVersion], engine: Hooked, clock: Clock
-) -> None:
-    version = Slow(packed("mlp"))
-    inputs = request(engine, rows=4).inputs
-    standard = StandardWorker(10, clock)
-    first = asyncio.create_task(standard.evaluate(version, inputs, 4))
-    second = asyncio.create_task(standard.evaluate(version, inputs, 4))
-    await asyncio.sleep(0)
-    with pytest.raises(QueueFull, match="8 of 10 rows"):
-        await standard.evaluate(version, inputs, 4)
-    second.cancel()
-    await asyncio.sleep(0)
-    version.gate.set()
-    assert (await first).evaluation.output.shape == (4, 4)
-    third = await standard.evaluate(version, inputs, 4)
-    assert third.evaluation.label is not None
-    assert version.evaluated == 2
-    standard.close()

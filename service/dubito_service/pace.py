@@ -1,0 +1,44 @@
+"""The pace: how fast work has been done lately, to say how long more of it will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_DECAY = 0.8  # of what earlier steps say of the speed
+_FORGETTING = 1.02  # by which the fastest rate is taken to have slowed, a pass
+_FULL = 0.5  # of a full pass: one of this size or more tells what many of them take
+
+
+@dataclass(slots=True)
+class Pace:
+    """Decayed sums over passes or steps; work in any unit. One thread notes, others may read."""
+
+    seconds: float = 0.0
+    work: float = 0.0
+    last: float = 0.0  # seconds of the last one
+    fastest: float = 0.0  # seconds per unit at the fastest, lately, of passes about as large as the largest
+    largest: float = 0.0  # work of a pass
+
+    def note(self, seconds: float, work: float) -> None:
+        """Add a pass or step."""
+        self.seconds = _DECAY * self.seconds + seconds
+        self.work = _DECAY * self.work + work
+        self.last = seconds
+        rate = seconds / work
+        if work >= _FULL * self.largest:  # small ones are slower by what every pass costs
+            self.fastest = min(rate, self.fastest * _FORGETTING) if self.largest else rate
+        self.fastest = min(self.fastest, rate)
+        self.largest = max(self.largest, work)
+
+    @property
+    def seconds_per_unit(self) -> float | None:
+        """Seconds per unit of work; None before the first pass."""
+        return self.seconds / self.work if self.work else None
+
+    def at_least(self, work: float, full: float) -> float:
+        """Return a bound from below on the seconds that so much work takes, in passes of at most `full`.
+
+        Larger passes cost less a unit. So as long as none has been seen that is about full, nothing is said of more
+        work than the largest one had.
+        """
+        return self.fastest * (work if self.largest >= _FULL * full else min(work, self.largest))

@@ -1,0 +1,143 @@
+"""Streaming: answers come as they are ready, and neither many requests nor a slow reader are kept without bound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import pytest
+
+from dubito_service.open_inference.streaming import answer_each
+
+
+async def numbers(count: int, read: list[int] | None = None) -> AsyncGenerator[int]:
+    for number in range(count):
+        if read is not None:
+            read.append(number)
+        yield number
+
+
+async def twice(number: int) -> AsyncGenerator[tuple[int, int]]:
+    yield number, 0
+    await asyncio.sleep(0)
+    yield number, 1
+
+
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_every_request_gets_all_its_answers_its_own_in_order() -> None:
+    found = [answer async for answer in answer_each(numbers(50), twice, 7)]
+    assert sorted(found) == [(number, turn) for number in range(50) for turn in (0, 1)]
+    for number in range(50):
+        assert [turn for one, turn in found if one == number] == [0, 1]
+
+
+async def test_a_request_that_takes_long_holds_up_no_other() -> None:
+    slow = asyncio.Event()
+
+    async def answer(number: int) -> AsyncGenerator[int]:
+        if number == 0:
+            await slow.wait()
+        yield number
+
+    found = []
+    async with contextlib.aclosing(answer_each(numbers(5), answer, 5)) as answers:
+        async for number in answers:
+            found.append(number)
+            if len(found) == 4:
+                slow.set()
+    assert found == [1, 2, 3, 4, 0]
+
+
+async def test_without_a_reader_no_more_requests_are_read_than_may_be_under_way() -> None:
+    read: list[int] = []
+    answers = answer_each(numbers(1000, read), twice, 4)
+    assert await anext(answers) == (0, 0)
+    await settle()
+    assert len(read) <= 6
+    assert len([answer async for answer in answers]) == 1999
+
+
+async def test_no_more_requests_are_under_way_at_once_than_allowed() -> None:
+    under_way, most = 0, 0
+
+    async def answer(number: int) -> AsyncGenerator[int]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        yield number
+        under_way -= 1
+
+    assert len([number async for number in answer_each(numbers(40), answer, 3)]) == 40
+    assert most == 3
+
+
+async def test_closing_ends_every_request_that_is_under_way() -> None:
+    ended: list[int] = []
+
+    async def answer(number: int) -> AsyncGenerator[int]:
+        try:
+            if number == 0:
+                yield number
+            await asyncio.Event().wait()
+        finally:
+            ended.append(number)
+
+    answers = answer_each(numbers(10), answer, 4)
+    assert await anext(answers) == 0
+    await settle()
+    await answers.aclose()
+    assert sorted(ended) == [0, 1, 2, 3]
+
+
+async def test_cancelling_whoever_waits_ends_every_request_too() -> None:
+    ended: list[int] = []
+
+    async def answer(number: int) -> AsyncGenerator[int]:
+        try:
+            await asyncio.Event().wait()
+            yield number
+        finally:
+            ended.append(number)
+
+    async def read() -> None:
+        async with contextlib.aclosing(answer_each(numbers(3), answer, 3)) as answers:
+            await anext(answers)
+
+    reading = asyncio.create_task(read())
+    await settle()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert sorted(ended) == [0, 1, 2]
+
+
+async def test_an_error_of_an_answer_ends_the_stream_with_it() -> None:
+    async def answer(number: int) -> AsyncGenerator[int]:
+        if number == 2:
+            raise ValueError("two")
+        yield number
+
+    with pytest.raises(ValueError, match="two"):
+        async for _ in answer_each(numbers(9), answer, 1):
+            pass
+
+
+async def test_an_error_of_reading_ends_the_stream_with_it() -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("no such message")
+
+    with pytest.raises(ValueError, match="no such message"):
+        async for _ in answer_each(broken(), twice, 2):
+            pass
+
+
+async def test_a_stream_without_requests_ends() -> None:
+    assert [answer async for answer in answer_each(numbers(0), twice, 2)] == []
