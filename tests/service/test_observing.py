@@ -377,7 +377,7 @@ async def test_what_a_stream_may_not_be_is_refused_by_name(opened: Open, tmp_pat
     request.output.stream = "s"
     code, field, words = await refused(inside.predict(request))
     assert (code, field) == (Code.INVALID_ARGUMENT, "output.stream")
-    assert "only with output.coverage" in words
+    assert "only with a coverage" in words
 
 
 def regression(mean: NDArray[np.float64]) -> Regression:
