@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install test lint types contracts unit demo bench gpu-check foreign-clients ray-check deploy-check protos clean
+.PHONY: install test lint types contracts unit demo bench gpu-check foreign-clients ray-check deploy-check soak protos clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 gpu-check:
 	@PYTHONPATH=models $(GPU_PYTHON) benchmarks/gpu.py --tests --minutes 6 --out benchmarks/results/gpu.json
+
+# What holds of a server over time, in full: load and overload, replays, bad input. About an hour (tests/reliability).
+soak: $(STAMP)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m reliability.soak --out benchmarks/results/reliability.json $(SOAK)
 
 # Clients of KServe, MLServer and Triton, and Triton's perf_analyzer (Linux, x86-64), against this server: each in a
 # virtual environment of its own, as no two of them, nor ours, can share a process.

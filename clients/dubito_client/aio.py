@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
 from dubito_client import calls
 from dubito_client.answers import Prediction
-from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
+from dubito_client.errors import Cancelled, DubitoClientError, ServerError, Unavailable, from_rpc
+from dubito_client.inputs import Inputs
+from dubito_client.many import PATH, Many, Outcome, begin, check_in_flight, read_outcome
+from dubito_client.requests import Asked
 from dubito_client.secure import Pem, identify
 from dubito_client.session import Call, Next, Open, Pause, Session, Steps, Stream, channel_options
 
@@ -92,6 +96,49 @@ async def _next(call: Any) -> bytes | DubitoClientError:
     return b"" if reply is grpc.aio.EOF else bytes(reply)
 
 
+def _hung_up(error: DubitoClientError) -> DubitoClientError:
+    """Return an error of a call that was being written to: where the server ends it then, gRPC knows of no reason."""
+    if isinstance(error, ServerError) and "Internal error from Core" in str(error):
+        return Unavailable("the server has ended the call while it was being sent requests")
+    return error
+
+
+async def _send(
+    call: Any,
+    many: Many,
+    inputs: Iterable[Inputs] | AsyncIterable[Inputs],
+    room: asyncio.Semaphore,
+    refused: deque[Outcome],
+) -> None:
+    """Send the requests of one call of many, as there is room; raises what the inputs themselves do."""
+    number = 0
+    try:
+        async for given in _each(inputs):
+            await room.acquire()
+            try:
+                payload = many.encode(number, given)
+            except DubitoClientError as error:
+                refused.append((number, error))
+                room.release()
+            else:
+                await call.write(payload)
+            number += 1
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        return  # the call has ended: whoever reads it is told why
+    finally:
+        if not call.done():
+            await call.done_writing()
+
+
+async def _each(inputs: Iterable[Inputs] | AsyncIterable[Inputs]) -> AsyncIterator[Inputs]:
+    if isinstance(inputs, AsyncIterable):
+        async for given in inputs:
+            yield given
+    else:
+        for given in inputs:
+            yield given
+
+
 def _closed_under_way() -> Cancelled:
     """Tell a channel that was closed from a task that somebody cancelled: gRPC says the same of both."""
     task = asyncio.current_task()
@@ -135,11 +182,45 @@ class AsyncClient:
 
     predict = _awaited(calls.predict)
     predict_stream = _yielding(calls.predict_stream)
+    _begin_many = _awaited(begin)
     evaluate = _awaited(calls.evaluate)
     observe = _awaited(calls.observe)
     models = _awaited(calls.models)
     model = _awaited(calls.model)
     ready = _awaited(calls.ready)
+
+    async def predict_many(
+        self,
+        model: str,
+        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        in_flight: int = 64,
+        timeout: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> AsyncGenerator[Outcome]:
+        """Predict for each of many inputs over one call, as `Client.predict_many` does; inputs may be asynchronous."""
+        many = await self._begin_many(model, timeout, asked)
+        room, refused = asyncio.Semaphore(check_in_flight(in_flight)), deque[Outcome]()
+        if self._closed:
+            raise Cancelled("the client is closed")
+        ask: grpc.aio.StreamStreamMultiCallable[Any, bytes] = self._connected().stream_stream(PATH)
+        call: Any = ask(timeout=timeout, metadata=self._metadata)
+        sending = asyncio.create_task(_send(call, many, inputs, room, refused))
+        try:
+            while payload := await _next(call):
+                if isinstance(payload, DubitoClientError):
+                    raise _hung_up(payload)
+                while refused:
+                    yield refused.popleft()
+                yield read_outcome(payload)
+                room.release()
+            while refused:
+                yield refused.popleft()
+            await sending
+        finally:
+            call.cancel()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
     async def close(self) -> None:
         """Hang up; calls that are under way, and later ones, end with `Cancelled`."""

@@ -16,6 +16,7 @@ from dubito_client.errors import refused
 Design = Literal["balanced", "independent"]
 MaskScope = Literal["draw", "row"]
 Estimator = Literal["plain", "linearized"]
+Priority = Literal["high", "normal", "low"]
 Validity = Literal["none", "approximate", "exact"]
 
 

@@ -30,6 +30,7 @@ from dubito_client.answers import (
     ModelStatus,
     Observation,
     Prediction,
+    Priority,
 )
 from dubito_client.errors import (
     DeadlineExceeded,
@@ -50,7 +51,7 @@ from dubito_client.replies import (
     read_observation,
     read_prediction,
 )
-from dubito_client.requests import INT64, Asked, prediction_request, text, whole
+from dubito_client.requests import INT64, Asked, prediction_request, rank, text, whole
 from dubito_client.session import MODELS, UNCERTAINTY, Call, Deadline, Next, Open, Pause, Session, Steps, Stream
 from dubito_client.stopping import Stopping
 from dubito_protos import tensors
@@ -82,6 +83,7 @@ def predict(
     stream: str = "",
     mask_scope: MaskScope | None = None,
     estimator: Estimator | None = None,
+    priority: Priority | None = None,
     timeout: float | None = None,
     id: str = "",  # noqa: A002 - the wire's own name
 ) -> Steps[Prediction]:
@@ -99,6 +101,7 @@ def predict(
     `raw_draws`: the prediction of every draw too; `joint`: the covariance of the predictions between rows.
     `mask_scope`: "draw", one thinned network for all rows, or "row", masks of its own for each row.
     `estimator`: "plain", or "linearized": corrected by linear logits, where the model's calibration allows it.
+    `priority`: "high", "normal" or "low", of requests that wait at the server.
     `timeout`: seconds for everything. Raises the errors of `dubito_client.errors`.
     """
     deadline = session.deadline(timeout)
@@ -120,6 +123,7 @@ def predict(
         stream=stream,
         mask_scope=mask_scope,
         estimator=estimator,
+        priority=priority,
         id=id,
     )
     prediction = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Predict", request, inputs, read_prediction)
@@ -145,7 +149,7 @@ def predict_stream(
     while True:
         try:
             request.version = info.version  # so that all answers are of the version that was described
-            _fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
+            fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
             yield Open(f"/{UNCERTAINTY}/PredictStream", request.SerializeToString(), deadline.left())
             payload = yield Next()
             break
@@ -165,16 +169,20 @@ def evaluate(
     inputs: Inputs,
     *,
     version: int | None = None,
+    priority: Priority | None = None,
     timeout: float | None = None,
     id: str = "",  # noqa: A002 - the wire's own name
 ) -> Steps[Evaluation]:
     """Evaluate the standard network: dropout off, one pass, no uncertainty but the network's own.
 
-    `inputs`, `version`, `timeout` as for `predict`.
+    `inputs`, `version`, `priority`, `timeout` as for `predict`.
     """
     deadline = session.deadline(timeout)
     request = pb.EvaluateRequest(
-        model=text("model", model), version=whole("version", version, *INT64), id=text("id", id)
+        model=text("model", model),
+        version=whole("version", version, *INT64),
+        id=text("id", id),
+        priority=rank(priority),
     )
     evaluation = yield from _ask_about(session, deadline, f"/{UNCERTAINTY}/Evaluate", request, inputs, read_evaluation)
     _forget_stale(session, model, version, evaluation.version)
@@ -263,7 +271,7 @@ def _ask_about(
         info = yield from _describe(session, deadline, asked)
     while True:
         try:
-            _fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
+            fill(request, named_arrays(inputs, info.inputs), session.max_message_bytes)
             answer = read((yield from _ask(session, deadline, path, request)))
         except InvalidArgument:
             if fresh:
@@ -278,6 +286,12 @@ def _ask_about(
             if now.inputs == info.inputs:
                 return answer
         info, fresh = now, True
+
+
+def describe(session: Session, deadline: Deadline, request: pb.GetModelRequest) -> Steps[ModelInfo]:
+    """Say what a model is, from memory where it was asked before."""
+    info = session.known.get(_key(request))
+    return info if info is not None else (yield from _describe(session, deadline, request))
 
 
 def _describe(session: Session, deadline: Deadline, request: pb.GetModelRequest) -> Steps[ModelInfo]:
@@ -309,7 +323,7 @@ def _ask(
         yield Pause(wait)
 
 
-def _fill(request: pb.PredictRequest | pb.EvaluateRequest, arrays: dict[str, NDArray[Any]], max_bytes: int) -> None:
+def fill(request: pb.PredictRequest | pb.EvaluateRequest, arrays: dict[str, NDArray[Any]], max_bytes: int) -> None:
     """Put the arrays into a request; `MessageTooLarge` before anything is copied that could not be sent."""
     size = sum(array.nbytes for array in arrays.values())
     if size > max_bytes:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 import grpc
 
 from dubito_client import calls
 from dubito_client.answers import Prediction
 from dubito_client.errors import Cancelled, DubitoClientError, from_rpc
+from dubito_client.inputs import Inputs
+from dubito_client.many import PATH, Many, Outcome, begin, check_in_flight, read_outcome
+from dubito_client.requests import Asked
 from dubito_client.secure import Pem, identify
 from dubito_client.session import Call, Next, Open, Pause, Session, Steps, Stream, channel_options
 
@@ -96,6 +101,50 @@ class _Replies:
             self._call.cancel()
 
 
+class _Sender:
+    """The requests of one call of many, taken by a thread of gRPC's: so many ahead of the answers, and no more."""
+
+    def __init__(self, many: Many, inputs: Iterable[Inputs], in_flight: int) -> None:
+        self.failure: Exception | None = None  # of the inputs themselves
+        self._many = many
+        self._numbered = enumerate(inputs)
+        self._room = threading.Semaphore(in_flight)
+        self._refused: deque[Outcome] = deque()  # before they were sent
+        self._closed = False
+
+    def __iter__(self) -> _Sender:
+        return self
+
+    def __next__(self) -> bytes:
+        while True:
+            self._room.acquire()
+            if self._closed:
+                raise StopIteration
+            try:
+                number, inputs = next(self._numbered)
+            except StopIteration:
+                raise
+            except Exception as error:
+                self.failure = error
+                raise StopIteration from None
+            try:
+                return self._many.encode(number, inputs)
+            except DubitoClientError as error:
+                self._refused.append((number, error))
+                self._room.release()
+
+    def refused(self) -> Iterator[Outcome]:
+        while self._refused:
+            yield self._refused.popleft()
+
+    def answered(self) -> None:
+        self._room.release()
+
+    def close(self) -> None:
+        self._closed = True
+        self._room.release()
+
+
 class Client:
     """A client of one server, for use in a `with` block; threads may share it.
 
@@ -141,11 +190,48 @@ class Client:
 
     predict = _blocking(calls.predict)
     predict_stream = _yielding(calls.predict_stream)
+    _begin_many = _blocking(begin)
     evaluate = _blocking(calls.evaluate)
     observe = _blocking(calls.observe)
     models = _blocking(calls.models)
     model = _blocking(calls.model)
     ready = _blocking(calls.ready)
+
+    def predict_many(
+        self,
+        model: str,
+        inputs: Iterable[Inputs],
+        *,
+        in_flight: int = 64,
+        timeout: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Iterator[Outcome]:
+        """Predict for each of many inputs over one call, and yield (number, answer or error) as each is ready.
+
+        The numbers count the inputs from 0; each is as `predict` takes it, and so are the other arguments, for all of
+        them. Inputs are taken from their iterable as there is room: at most `in_flight` requests are under way. A
+        refusal is an outcome of its own and ends nothing. `timeout`: seconds for everything; None: no end. Leaving the
+        loop early ends the call.
+        """
+        many = self._begin_many(model, timeout, asked)
+        sender = _Sender(many, inputs, check_in_flight(in_flight))
+        if self._closed:
+            raise Cancelled("the client is closed")
+        ask: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(PATH)
+        call = ask(sender, timeout=timeout, metadata=self._metadata)
+        try:
+            for payload in call:
+                yield from sender.refused()
+                yield read_outcome(payload)
+                sender.answered()
+            yield from sender.refused()
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        finally:
+            call.cancel()
+            sender.close()
+        if sender.failure is not None:
+            raise sender.failure
 
     def close(self) -> None:
         """Hang up; calls that are under way, and later ones, end with `Cancelled`."""

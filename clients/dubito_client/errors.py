@@ -136,6 +136,9 @@ _KINDS: dict[grpc.StatusCode, type[DubitoClientError]] = {
 }
 
 
+_STATUSES = {status.value[0]: status for status in grpc.StatusCode}
+
+
 def refused(field: str, given: object, accepted: str) -> InvalidArgument:
     """Return the error for a value that the client itself refuses."""
     violation = Violation(field, str(given), accepted)
@@ -161,6 +164,16 @@ def from_status(
     text = message or "; ".join(f"{v.field}: got {v.given}; accepted: {v.accepted}" for v in violations)
     error = kind(text or f"the server answered {code.name}", violations)
     error.code = code
+    if isinstance(error, Overloaded):
+        error.retry_after = retry_after
+    return error
+
+
+def from_error(code: int, message: str, field: str, retry_after: float | None) -> DubitoClientError:
+    """Return the error that a refusal inside a stream means: `code` of google.rpc.Code."""
+    error = from_status(_STATUSES.get(code, grpc.StatusCode.UNKNOWN), message)
+    if field:
+        error.violations = (_violation(field, message.removeprefix(f"{field}: ")),)
     if isinstance(error, Overloaded):
         error.retry_after = retry_after
     return error

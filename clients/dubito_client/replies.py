@@ -76,7 +76,11 @@ def parse(kind: type[M], payload: bytes) -> M:
 
 def read_prediction(payload: bytes) -> Prediction:
     """Read a `PredictResponse`; `ProtocolError` where it lacks an answer, or its arrays do not fit each other."""
-    reply = parse(pb.PredictResponse, payload)
+    return to_prediction(parse(pb.PredictResponse, payload))
+
+
+def to_prediction(reply: pb.PredictResponse) -> Prediction:
+    """Do the same with the message itself."""
     draws = _array(reply, "draws", rows=None)
     if draws is None:
         raise ProtocolError("the reply does not say how many draws were used")

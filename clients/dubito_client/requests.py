@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any, SupportsIndex, TypedDict
 
-from dubito_client.answers import Design, Estimator, MaskScope
+from dubito_client.answers import Design, Estimator, MaskScope, Priority
 from dubito_client.errors import refused
 from dubito_client.stopping import Stopping
 from dubito_protos import uncertainty_pb2 as pb
@@ -25,6 +25,12 @@ _ESTIMATORS: dict[str | None, pb.Estimator] = {
     None: pb.ESTIMATOR_UNSPECIFIED,
     "plain": pb.ESTIMATOR_PLAIN,
     "linearized": pb.ESTIMATOR_LINEARIZED,
+}
+_PRIORITIES: dict[str | None, pb.Priority] = {
+    None: pb.PRIORITY_UNSPECIFIED,
+    "high": pb.PRIORITY_HIGH,
+    "normal": pb.PRIORITY_NORMAL,
+    "low": pb.PRIORITY_LOW,
 }
 _RULES: dict[str | None, pb.StoppingRule] = {
     "none": pb.STOPPING_RULE_NONE,
@@ -60,6 +66,7 @@ class Asked(TypedDict, total=False):
     stream: str
     mask_scope: MaskScope | None
     estimator: Estimator | None
+    priority: Priority | None
     id: str
 
 
@@ -82,6 +89,7 @@ def prediction_request(
     stream: str = "",
     mask_scope: MaskScope | None = None,
     estimator: Estimator | None = None,
+    priority: Priority | None = None,
     id: str = "",  # noqa: A002 - the wire's own name
 ) -> pb.PredictRequest:
     """Return the request without its inputs."""
@@ -109,7 +117,14 @@ def prediction_request(
             coverage=_real("coverage", coverage), uncalibrated=bool(uncalibrated), stream=text("stream", stream)
         ),
         id=text("id", id),
+        priority=rank(priority),
     )
+
+
+def rank(priority: Priority | None) -> pb.Priority:
+    """Return a priority as the wire has it."""
+    found: pb.Priority = _choice("priority", priority, _PRIORITIES)
+    return found
 
 
 def _stopping(rule: Stopping) -> pb.Stopping:

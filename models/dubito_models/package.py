@@ -128,7 +128,7 @@ class ModelVersion:
 
     def tune(self, seconds: float = 0.3) -> tuple[Timing, ...]:
         """Choose by the clock how many draws ride a pass, on made-up rows (see `tuning.tune`)."""
-        return tune(self.engine, lambda rows: make_rows(self.manifest.inputs, rows), seconds)
+        return tune(self.engine, lambda rows: make_rows(self.manifest.inputs, rows), seconds, self._others)
 
     def calibrations(self) -> tuple[Calibration, ...]:
         """Return every calibration that is stored beside the version, the oldest first."""
@@ -185,9 +185,10 @@ def load_version(folder: Path, *, pass_bytes: int = PASS_BYTES, device: str = "c
     """Load a committed version: checksums, archive tables, sites and the audit must all hold.
 
     `pass_bytes`: what the largest value of a pass may take. `device`: "cpu", or "cuda" for the Monte Carlo path to run
-    on a GPU, "auto" where there is one. Raises `CorruptVersion` or `UnsupportedNetwork` with the reason.
+    on each GPU, "auto" where there is one. Raises `CorruptVersion` or `UnsupportedNetwork` with the reason.
     """
-    return open_version(folder, _read_manifest(folder), pass_bytes, choose_device(device))
+    first, *others = choose_devices(device)
+    return open_version(folder, _read_manifest(folder), pass_bytes, first, others)
 
 
 def choose_device(name: str) -> torch.device:
@@ -204,19 +205,42 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda")
 
 
+def choose_devices(name: str) -> tuple[torch.device, ...]:
+    """Return every device that "cpu", "cuda" or "auto" means here: the CPU, or each GPU."""
+    device = choose_device(name)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return (device,) if count == 1 else tuple(torch.device(device.type, number) for number in range(count))
+
+
 def open_version(
-    folder: Path, manifest: Manifest, pass_bytes: int = PASS_BYTES, device: torch.device | None = None
+    folder: Path,
+    manifest: Manifest,
+    pass_bytes: int = PASS_BYTES,
+    device: torch.device | None = None,
+    others: Sequence[torch.device] = (),
 ) -> ModelVersion:
-    """Load what a manifest describes from a folder, committed or not yet; audited on the CPU, then moved."""
+    """Load what a manifest describes from a folder, committed or not yet; audited on the CPU, then moved.
+
+    `others`: devices that have an engine of the network too, in this order.
+    """
     exported = read_program(_read_checked(folder, PROGRAM, manifest))
     names = [entry.name for entry in manifest.inputs]
     standard = StandardPath(_read_checked(folder, STANDARD, manifest), names, manifest.output_index)
     program, vmapped = _open_program(exported, manifest, standard)
     if device is not None:
         program = program.to(device)
+    engine = _make_engine(program, manifest, pass_bytes, vmapped)
+    copies = []
+    for other in others:
+        program = _make_program(read_program(_read_checked(folder, PROGRAM, manifest)), manifest).to(other)
+        copies.append(_make_engine(program, manifest, pass_bytes, vmapped))
+    return ModelVersion(folder, manifest, engine, standard, copies)
+
+
+def _make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int, vmapped: bool) -> Engine:
     balanced = tuple(entry.balanced for entry in manifest.sites)
     noise = manifest.noise_variance
-    engine = Engine(
+    return Engine(
         program,
         Masks(program, group_size=manifest.group_size, balanced=balanced, kept_seed=manifest.default_seed),
         manifest.head,
@@ -225,7 +249,14 @@ def open_version(
         pass_bytes=pass_bytes,
         vmapped=vmapped,
     )
-    return ModelVersion(folder, manifest, engine, standard)
+
+
+def _make_program(exported: ExportedProgram, manifest: Manifest) -> StochasticProgram:
+    """Return the program in the manifest's precision and with its fan-out."""
+    axes = {entry.name: entry.free for entry in manifest.inputs}
+    return StochasticProgram(
+        exported, axes, manifest.output_index, manifest.precision, manifest.fan_out, integrated=manifest.integrated
+    )
 
 
 def _open_program(
@@ -248,9 +279,7 @@ def _open_program(
         exact, program = program, StochasticProgram(exported, axes, manifest.output_index, manifest.precision)
         vmapped = audit_rounding(exact, program, masks, samples).vmapped
     if manifest.fan_out > 1:
-        program = StochasticProgram(
-            exported, axes, manifest.output_index, manifest.precision, manifest.fan_out, integrated=manifest.integrated
-        )
+        program = _make_program(exported, manifest)
         masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
         vmapped = vmapped and audit_fan(program, masks, samples, ROUNDING if rounds else TOLERANCE)
     return program, vmapped

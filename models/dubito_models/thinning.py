@@ -13,6 +13,7 @@ single mask is still a plain product-Bernoulli mask; only draws of one group dep
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -239,6 +240,7 @@ class Masks:
         self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
         self._kept_bytes = 0
         self._recent: dict[tuple[object, ...], list[Tensor]] = {}
+        self._lock = threading.Lock()  # of what is kept: several threads may draw at once
 
     def balances(self, design: Design) -> bool:
         """Tell whether a design balances anything in this program."""
@@ -288,21 +290,23 @@ class Masks:
     ) -> list[list[Tensor]]:
         """Return what each group keeps: per site (g, *shape) uint8, 1 where a draw keeps a unit."""
         found = {}
-        for group in groups:
-            key = (design, group, shapes)
-            if seed == self._kept_seed and key in self._kept:
-                found[group] = self._kept[key]
-                self._kept.move_to_end(key)
-            elif (*key, seed) in self._recent:  # where a pass takes less than a group, the next one goes on with it
-                found[group] = self._recent[*key, seed]
+        with self._lock:
+            for group in groups:
+                key = (design, group, shapes)
+                if seed == self._kept_seed and key in self._kept:
+                    found[group] = self._kept[key]
+                    self._kept.move_to_end(key)
+                elif (*key, seed) in self._recent:  # where a pass takes less than a group, the next one goes on with it
+                    found[group] = self._recent[*key, seed]
         missing = [group for group in groups if group not in found]
         if missing:
             found.update(zip(missing, self._make(shapes, seed, design, missing), strict=True))
-        if found:
-            self._recent = {(design, groups[-1], shapes, seed): found[groups[-1]]}
-        if seed == self._kept_seed:
-            for group in missing:
-                self._keep((design, group, shapes), found[group])
+        with self._lock:
+            if found:
+                self._recent = {(design, groups[-1], shapes, seed): found[groups[-1]]}
+            if seed == self._kept_seed:
+                for group in missing:
+                    self._keep((design, group, shapes), found[group])
         return [found[group] for group in groups]
 
     def _make(
@@ -329,6 +333,8 @@ class Masks:
 
     def _keep(self, key: tuple[object, ...], masks: list[Tensor]) -> None:
         """Keep a group; the least lately used of other shapes make way: those of one shape are wanted together."""
+        if key in self._kept:  # another thread made it meanwhile
+            return
         size = sum(mask.nbytes for mask in masks)
         while self._kept_bytes + size > self._budget:
             other = next((old for old in self._kept if old[0] != key[0] or old[2] != key[2]), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,11 +31,16 @@ class Timing:
         return self.seconds[self.chosen] * rows / self.rows
 
 
-def tune(engine: Engine, make_rows: Callable[[int], Mapping[str, Tensor]], seconds: float = 0.3) -> tuple[Timing, ...]:
+def tune(
+    engine: Engine,
+    make_rows: Callable[[int], Mapping[str, Tensor]],
+    seconds: float = 0.3,
+    others: Sequence[Engine] = (),
+) -> tuple[Timing, ...]:
     """Time passes of several sizes at 1, 8 and 32 rows, and let the engine use the fastest from now on.
 
     `make_rows` gives inputs of so many rows; `seconds`: what each number of rows may take. Where a few draws take
-    longer, nothing is timed and passes stay as they are.
+    longer, nothing is timed and passes stay as they are. `others`: engines that make passes of the same sizes.
     """
     timings: list[Timing] = []
     passes: dict[int, int] = {}
@@ -48,7 +53,8 @@ def tune(engine: Engine, make_rows: Callable[[int], Mapping[str, Tensor]], secon
             break
         timings.append(timing)
         passes[rows] = timing.chosen * engine.program.bytes_per_draw(run.boundary.symbols)
-    engine.use_pass_bytes(passes)
+    for each in (engine, *others):
+        each.use_pass_bytes(passes)
     return tuple(timings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ class Serve(click.Command):
             return super().make_context(info_name, args, *more, **extra)
         except click.UsageError as error:
             raise Misused(" ".join(error.format_message().split())) from None
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where there is one: its event loop costs less for each call."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
 
 
 def _some(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -143,7 +154,7 @@ def serve(config: Path | None, print_config: bool, **flags: Any) -> None:
             os._exit(0)  # a pass or a load that will not end must not keep the process, nor the loop from ending
 
     try:
-        asyncio.run(run())
+        _run(run())
     except InvalidArgument as error:
         raise Misused(str(error)) from error
     except (DubitoError, OSError) as error:

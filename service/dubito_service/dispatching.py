@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from dubito_service.errors import Draining, WorkerLost
+from dubito_service.gathering import Gathering
 from dubito_service.scheduler import Priority, turn
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,12 @@ class Dispatcher(Generic[J]):
     """
 
     def __init__(
-        self, name: str, step: Callable[[Sequence[J]], None], expire: Callable[[J], None], clock: Clock
+        self,
+        name: str,
+        step: Callable[[Sequence[J]], None],
+        expire: Callable[[J], None],
+        clock: Clock,
+        gather_seconds: float = 0.0,
     ) -> None:
         self.numbers = itertools.count()
         self.waiting: set[J] = set()  # the event loop's
@@ -67,6 +73,7 @@ class Dispatcher(Generic[J]):
         self._step = step
         self._expire = expire
         self._clock = clock
+        self._gathering = Gathering(gather_seconds)
         self._outgoing: list[J] = []  # submitted since the loop last handed jobs to the thread
         self._inbox: Inbox[J] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -187,7 +194,9 @@ class Dispatcher(Generic[J]):
 
     def _take_steps(self, inbox: Inbox[J]) -> None:
         jobs: list[J] = []
-        while _take(inbox, jobs):
+        answered, seconds = 0, 0.0  # of the last step
+        while _take(inbox, jobs) and self._gather(inbox, jobs, len(jobs) + answered, seconds):
+            began = self._clock()
             try:
                 self._step(jobs)
             except Exception as error:  # the thread outlives whatever a step does
@@ -195,7 +204,23 @@ class Dispatcher(Generic[J]):
                 for job in jobs:
                     job.outcome = job.outcome or error
             self.hand_over(jobs)
+            answered, ended = sum(job.outcome is not None for job in jobs), self._clock()
+            seconds = ended - began
+            self._gathering.note(ended, answered)
             jobs = [job for job in jobs if job.outcome is None and not job.abandoned]
+
+    def _gather(self, inbox: Inbox[J], jobs: list[J], expected: int, last_step: float) -> bool:
+        """Wait a little for so many jobs, where that pays; False to end."""
+        end = self._clock() + self._gathering.seconds(last_step)
+        while len(jobs) < expected and (left := end - self._clock()) > 0:
+            try:
+                more = inbox.get(timeout=left)
+            except queue.Empty:
+                break
+            if more is None:
+                return False
+            jobs += more
+        return True
 
 
 def _take(inbox: Inbox[J], jobs: list[J]) -> bool:

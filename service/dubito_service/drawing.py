@@ -27,6 +27,7 @@ class WorkLimits:
     patience_seconds: float
     reply_seconds: float
     overload_seconds: float = float("inf")  # of work that may wait before draws are shed
+    gather_seconds: float = 0.0  # that a step may wait for callers to come back, where that pays
     model_share: float = 1.0
     caller_share: float = 1.0
 

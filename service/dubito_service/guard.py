@@ -167,22 +167,25 @@ class Guard(grpc.aio.ServerInterceptor):
             context.set_trailing_metadata(visit.trailers)
             patience: Patience | None = None
             try:
-                patience = self._enter(route, context)
-                return await serve(_Call(route, context, self._access, patience), context)
-            except grpc.aio.AbortError:  # the handler's own
-                code = _name(context)
-                raise
-            except (Exception, asyncio.CancelledError) as error:
-                found = _reason(error, patience, route)
-                if found is None:  # the caller has left, or its time is up
-                    left = context.time_remaining()
-                    code = "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
+                try:
+                    patience = self._enter(route, context)
+                    return await serve(_Call(route, context, self._access, patience), context)
+                except grpc.aio.AbortError:  # the handler's own
+                    code = _name(context)
                     raise
-                code, reason = found.code.name, type(error).__name__
+                except (Exception, asyncio.CancelledError) as error:
+                    found = _reason(error, patience, route)
+                    if found is None:  # the caller has left, or its time is up
+                        left = context.time_remaining()
+                        code = "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
+                        raise
+                    code, reason = found.code.name, type(error).__name__
                 if patience is not None:
                     patience.stop()
+                # Not while the error is handled: gRPC keeps what it raises here, in a cycle, and would keep the error
+                # too, with all that its frames hold, such as a version that is to be unloaded.
                 await _abort(context, found, visit)
-                raise AssertionError("the call was ended with a status") from error
+                raise AssertionError("the call was ended with a status")
             finally:
                 if patience is not None:
                     patience.stop()

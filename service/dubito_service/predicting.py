@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dubito_models.predictive import Predictive, StopReason, Validity
 from dubito_models.standard import Evaluation
 from dubito_service.asking import Adapt, Prediction, Spent, StandardRequest
+from dubito_service.devices import Devices
 from dubito_service.dispatching import Clock
 from dubito_service.drawing import Drawn, Request
 from dubito_service.observing import Issued, Observer, settle_coverage
@@ -73,7 +74,7 @@ class Predictor:
 
     def __init__(
         self,
-        device: DeviceWorker,
+        device: Devices | DeviceWorker,
         standard: StandardWorker,
         clock: Clock,
         observer: Observer | None = None,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dubito_models.errors import InvalidArgument
 from dubito_service import configuration, logs
 from dubito_service.access import check_plaintext
-from dubito_service.ray_proxy import METHODS, SECONDS_LEFT, Method, add_services
+from dubito_service.ray_proxy import METHODS, REPLY, SECONDS_LEFT, STATUS, Method, add_services
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
@@ -87,17 +87,17 @@ class Replica:
         return reply
 
     async def answer_often(self, method: Method, request: Any, context: RayServegRPCContext) -> AsyncIterator[Payload]:
-        """Answer a call that has several replies; one more, empty, goes with the status."""
+        """Answer a call that has several replies; one more message goes with the status."""
         call = self._begin(method, request, context)
         try:
             async for reply in call:
-                yield Payload(reply)
+                yield Payload(REPLY + reply)
             _end(context, grpc.StatusCode.OK, "", await call.trailing_metadata())
         except grpc.aio.AioRpcError as error:
             _end(context, error.code(), error.details(), error.trailing_metadata())
         finally:
             call.cancel()  # where the caller has left
-        yield Payload()
+        yield Payload(STATUS)
 
     def _begin(self, method: Method, request: Any, context: RayServegRPCContext) -> Any:
         received = context.invocation_metadata()
@@ -176,6 +176,7 @@ def of_replica(settings: Settings, replicas: int, cpus: float) -> Settings:
         "port": 0,
         "port_file": None,
         "admin": "off",
+        "device": "cuda" if settings.device == "cuda" else "cpu",  # a GPU that Ray did not give is another's
         "torch_threads": settings.torch_threads or max(1, int(cpus) - 1),  # several share a machine
         "max_streams": settings.max_calls,  # all calls of a replica come by one connection
         "reply_seconds": settings.reply_seconds + _WAY_SECONDS,

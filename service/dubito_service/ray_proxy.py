@@ -2,6 +2,8 @@
 
 Messages pass a proxy unread. Two things it does not pass on by itself: the seconds that a caller still waits, which
 travel to the replica as metadata, and the status of a stream, which comes back with one more message, taken off again.
+(The context of a call is no way to mark that message: Ray reads it when a message leaves, by when a later one may have
+changed it.)
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dubito_protos import uncertainty_pb2 as pb
 from dubito_service.scopes import SCOPES, Scope
 
 SECONDS_LEFT = "dubito-seconds-left"  # metadata between proxy and replica
+REPLY, STATUS = b"\x00", b"\x01"  # what each message of a stream begins with on its way from replica to proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,10 @@ METHODS = _methods()
 
 
 class TimedContext:
-    """The context of a call in Ray's proxy, which tells a replica how long the caller waits; `ended`: has a status."""
+    """The context of a call in Ray's proxy, which tells a replica how long the caller waits."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        self.ended = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -72,11 +74,6 @@ class TimedContext:
         left = self._context.time_remaining()
         return pairs if left is None else (*pairs, (SECONDS_LEFT, f"{max(0.0, left):.6f}"))
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """Set the status that the call ends with."""
-        self.ended = True
-        self._context.set_code(code)
-
 
 def _timed(behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Wrap what Ray does with a call, once or as a stream."""
@@ -86,11 +83,10 @@ def _timed(behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return reply
 
     async def answers(request: Any, context: Any) -> AsyncIterator[bytes]:
-        timed = TimedContext(context)
-        async with contextlib.aclosing(behavior(request, timed)) as replies:
-            async for reply in replies:
-                if not timed.ended:
-                    yield reply
+        async with contextlib.aclosing(behavior(request, TimedContext(context))) as messages:
+            async for message in messages:
+                if message.startswith(REPLY):
+                    yield message[len(REPLY) :]
 
     return answers if inspect.isasyncgenfunction(behavior) else answer
 

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from dubito_models.errors import InvalidArgument
 from dubito_models.files import write_atomically
 from dubito_models.memory import keep_imports
-from dubito_models.package import choose_device
+from dubito_models.package import choose_devices
 from dubito_models.repository import Repository
 from dubito_protos import open_inference_pb2_grpc as open_grpc
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
@@ -26,6 +26,7 @@ from dubito_service.access import Access, admin_allowed, check_plaintext, is_loo
 from dubito_service.asking import RequestLimits
 from dubito_service.concurrency import CallLimits
 from dubito_service.connections import ConnectionLimits, channel_options
+from dubito_service.devices import Devices
 from dubito_service.drawing import WorkLimits
 from dubito_service.errors import CannotListen
 from dubito_service.guard import Guard
@@ -51,7 +52,6 @@ from dubito_service.telemetry import Telemetry
 from dubito_service.tokens import Tokens
 from dubito_service.tracing import open_tracer
 from dubito_service.watching import watch
-from dubito_service.worker import DeviceWorker
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,13 @@ class Server:
         """Open the repository and bind the port; raises `InvalidArgument` or `CannotListen`."""
         self._settings = settings
         self._certificates, access = _secure(settings)
+        gpus = choose_devices(settings.device)  # says so where there is none, before anything is loaded
+        places = range(len(gpus)) if gpus[0].type == "cuda" else (0,) * settings.replicas
         # One core is left to the event loop: a thread that torch waits for in vain costs more than it gives.
-        torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 2) - 1))
-        choose_device(settings.device)  # says so where it is not there, before anything is loaded
+        torch.set_num_threads(settings.torch_threads or max(1, ((os.cpu_count() or 2) - 1) // len(places)))
         loader = Loader(Repository(settings.repository, settings.cache), settings.pass_bytes, settings.device)
         self.registry = Registry((), loader, _policy(settings), self._report)
-        self.device = DeviceWorker(
+        self.device = Devices(
             WorkLimits(
                 queue_work=settings.queue_work,
                 step_work=settings.step_work,
@@ -83,15 +84,18 @@ class Server:
                 patience_seconds=settings.patience_seconds,
                 reply_seconds=settings.reply_seconds,
                 overload_seconds=settings.overload_seconds,
+                gather_seconds=settings.gather_seconds,
                 model_share=settings.model_work,
                 caller_share=settings.caller_work,
             ),
             time.monotonic,
             self._report,
+            places,
         )
         self.standard = StandardWorker(
             StandardLimits(
                 queue_rows=settings.queue_rows,
+                gather_seconds=settings.gather_seconds,
                 step_seconds=settings.step_seconds,
                 patience_seconds=settings.patience_seconds,
                 model_share=settings.model_work,

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     metrics_host: str | None = None  # None: as `host`
     server_name: Annotated[str, Field(min_length=1)] = "dubito"  # as clients of the Open Inference Protocol see it
     newest_versions: Count = 3  # of each model are served
-    torch_threads: Annotated[int, Field(ge=0)] = 0  # of the Monte Carlo path; 0: all cores but one
+    torch_threads: Annotated[int, Field(ge=0)] = 0  # of a replica's passes; 0: all cores but one, shared out
+    replicas: Count = 1  # threads that draw on a CPU, from the same networks; of GPUs each has one
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of the Monte Carlo path; auto: a GPU where there is one
     calibration_seconds: Seconds = 1.0  # between looks for a calibration that was switched; 0: never
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     step_work: Count = 8192  # of a step of the device
     step_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05  # slow networks get smaller steps
     patience_seconds: Seconds = 5.0  # a request without a nearer deadline is due so long after its last turn
+    gather_seconds: Seconds = 0.005  # that a step may wait for callers to come back, where that pays; 0: never
     reply_seconds: Seconds = 0.02  # kept back before a deadline, for the way home
     grace_seconds: Seconds = 30.0  # for what is in flight when the server stops
 

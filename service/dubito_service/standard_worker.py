@@ -34,6 +34,7 @@ class StandardLimits:
     step_rows: int = 4096
     step_seconds: float = 0.05
     patience_seconds: float = 5.0
+    gather_seconds: float = 0.0  # that a run may wait for callers to come back, where that pays
     model_share: float = 1.0
     caller_share: float = 1.0
 
@@ -97,7 +98,7 @@ class StandardWorker:
         self._limits = limits
         self._clock = clock
         self._watch = watch
-        self._dispatcher: Dispatcher[_Job] = Dispatcher("standard", self._step, _expire, clock)
+        self._dispatcher: Dispatcher[_Job] = Dispatcher("standard", self._step, _expire, clock, limits.gather_seconds)
         self._pace = Pace()
         self._paces: weakref.WeakKeyDictionary[ModelVersion, Pace] = weakref.WeakKeyDictionary()
         self._slowest = 0.0  # seconds of a row of the slowest network, at its fastest

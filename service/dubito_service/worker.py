@@ -38,7 +38,9 @@ class DeviceWorker:
         self._limits = limits
         self._clock = clock
         self._place = place
-        self._dispatcher: Dispatcher[DrawJob] = Dispatcher("device", self._step, self._expire, clock)
+        self._dispatcher: Dispatcher[DrawJob] = Dispatcher(
+            "device", self._step, self._expire, clock, limits.gather_seconds
+        )
         dispatcher, held = self._dispatcher, self.admission
         self._stepper = Stepper(limits, clock, watch, dispatcher.hand_over, dispatcher.tell, lambda: held.work)
         self._rescues: set[asyncio.Task[None]] = set()

@@ -64,6 +64,25 @@ class Fake(services.UncertaintyServiceServicer, services.ModelServiceServicer):
             if self.script:
                 self.script.pop(0)(context)
 
+    def PredictBulk(
+        self, request_iterator: Iterator[pb.PredictRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.PredictBulkResponse]:
+        """Answer pairs the wrong way round, and refuse every seventh; before each pair the script goes on."""
+        held: list[pb.PredictBulkResponse] = []
+        for request in request_iterator:
+            self.seen.append(request)
+            reply = pb.PredictBulkResponse(id=request.id, response=self.prediction)
+            if int(request.id) % 7 == 6:
+                text = "the queue is full: 9 of 9; come back in 0.5 s"
+                reply = pb.PredictBulkResponse(id=request.id, error=pb.Error(code=8, message=text, retry_seconds=0.5))
+            held.append(reply)
+            if len(held) == 2:
+                if self.script:
+                    self.script.pop(0)(context)
+                yield from reversed(held)
+                held.clear()
+        yield from held
+
     def Evaluate(self, request: pb.EvaluateRequest, context: grpc.ServicerContext) -> pb.EvaluateResponse:
         self._act(request, context)
         self._check_inputs(request, context)

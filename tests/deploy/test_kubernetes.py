@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dubito_service.registry import Registry
 from dubito_service.servicers import SERVICES
 from dubito_service.settings import Settings
 from dubito_service.telemetry import Telemetry
+from served import DUBITO
 
 from .manifests import DEPLOY, PROJECT, container, image_variables, only, ports, read, seconds_to_stop, variables
 
@@ -152,6 +154,17 @@ def test_secrets_are_files_in_mounted_volumes() -> None:
     [probes] = [yaml.safe_load((DEPLOY / SECURE / "probes.yaml").read_text())]
     [ready] = [each["value"] for each in probes if each["path"].endswith("readinessProbe")]
     assert ready["exec"]["command"][-1] == given["DUBITO_PORT_FILE"]
+
+
+def test_the_file_that_says_ready_is_of_this_run_and_of_no_earlier_one(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    ready.write_text("50051\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [DUBITO, "serve", "--repository", str(tmp_path), "--port", str(taken.getsockname()[1])]
+        done = subprocess.run([*command, "--port-file", str(ready)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot listen" in done.stderr
+    assert not ready.exists()
 
 
 def test_a_gpu_is_asked_for_where_it_is_used() -> None:

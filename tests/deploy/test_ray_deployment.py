@@ -20,8 +20,8 @@ from dubito_models.package import ModelVersion
 from dubito_protos import open_inference_pb2 as open_pb
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_service import logs
-from dubito_service.ray_deployment import Arguments, Replica, of_replica
-from dubito_service.ray_proxy import SECONDS_LEFT
+from dubito_service.ray_deployment import Arguments, Replica, app, of_replica
+from dubito_service.ray_proxy import REPLY, SECONDS_LEFT, STATUS
 from dubito_service.settings import Settings
 from service.wire import asking, probabilities, rows
 
@@ -118,14 +118,15 @@ async def test_a_stream_ends_with_one_message_more_that_brings_its_status(replic
     stream = replica.PredictStream(asking(2, max_draws=640).SerializeToString(), context)
     *replies, last = [reply async for reply in stream]
     assert len(replies) > 1
-    assert pb.PredictResponse.FromString(replies[-1]).classification.label
-    assert (context.code, last) == (Code.OK, b"")
+    assert all(reply.startswith(REPLY) for reply in replies)
+    assert pb.PredictResponse.FromString(replies[-1].removeprefix(REPLY)).classification.label
+    assert (context.code, last) == (Code.OK, STATUS)
 
 
 async def test_a_stream_that_is_refused_says_so_in_the_same_way(replica: Any) -> None:
     context = Context()
     request = pb.PredictRequest(model="roses").SerializeToString()
-    assert [bytes(reply) async for reply in replica.PredictStream(request, context)] == [b""]
+    assert [bytes(reply) async for reply in replica.PredictStream(request, context)] == [STATUS]
     assert context.code is Code.NOT_FOUND
     assert "grpc-status-details-bin" in context.trailers
 
@@ -136,7 +137,7 @@ async def test_requests_that_come_as_a_stream_go_on_as_one(replica: Any) -> None
 
     context = Context()
     [reply, _] = [reply async for reply in replica.ModelStreamInfer(requests(), context)]
-    found = open_pb.ModelStreamInferResponse.FromString(reply)
+    found = open_pb.ModelStreamInferResponse.FromString(reply.removeprefix(REPLY))
     assert (context.code, found.infer_response.id) == (Code.OK, "first")
     assert "roses" in found.error_message
 
@@ -198,6 +199,25 @@ def test_replicas_that_share_a_machine_get_along() -> None:
     assert (found.host, found.port, found.port_file, found.admin) == ("127.0.0.1", 0, None, "off")
     assert found.torch_threads == 2
     assert of_replica(settings(torch_threads=5), 4, 3.0).torch_threads == 5
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")])
+def test_a_replica_uses_no_gpu_that_it_was_not_given(asked: str, got: str) -> None:
+    assert of_replica(settings(device=asked), 2, 2.0).device == got
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("replicas", {"replicas": 0}),
+        ("cpus", {"cpus": "none"}),
+        ("--max-rowz", {"max_rowz": 5}),
+        ("--port", {"port": -1}),
+    ],
+)
+def test_an_application_names_the_argument_that_is_wrong(field: str, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field}: got"):
+        app({"repository": "/models", **given})
 
 
 def test_what_a_cluster_is_given_is_what_an_application_takes() -> None:

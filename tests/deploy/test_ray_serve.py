@@ -129,10 +129,17 @@ def test_before_its_deadline_a_caller_gets_what_has_been_drawn(channel: grpc.Cha
 
 
 def test_requests_go_both_ways_over_one_stream(channel: grpc.Channel) -> None:
-    stub = open_grpc.GRPCInferenceServiceStub(channel)
-    asked = [open_pb.ModelInferRequest(model_name="roses", id=name) for name in ("first", "second")]
+    stub, names = open_grpc.GRPCInferenceServiceStub(channel), [str(number) for number in range(50)]
+    asked = [open_pb.ModelInferRequest(model_name="roses", id=name) for name in names]
     replies = list(stub.ModelStreamInfer(iter(asked), timeout=SECONDS))
-    assert {reply.infer_response.id for reply in replies} == {"first", "second"}
+    assert sorted(reply.infer_response.id for reply in replies) == sorted(names)
+
+
+def test_no_stream_loses_its_last_message(channel: grpc.Channel) -> None:
+    stub = pb_grpc.UncertaintyServiceStub(channel)
+    with concurrent.futures.ThreadPoolExecutor(4) as callers:
+        streams = callers.map(lambda _: list(stub.PredictStream(asking(1, max_draws=80), timeout=SECONDS)), range(50))
+        assert all(replies[-1].final for replies in streams)
 
 
 def test_calls_that_change_one_replica_of_many_are_not_there(channel: grpc.Channel) -> None:

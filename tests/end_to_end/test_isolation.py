@@ -70,13 +70,9 @@ async def house(
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = pb_grpc.UncertaintyServiceStub(channel)
-        while True:
-            try:
-                await stub.Predict(asking())
-                break
-            except grpc.aio.AioRpcError as error:
-                assert error.code() in (Code.UNAVAILABLE, Code.NOT_FOUND)
-                await asyncio.sleep(0.05)
+        while not server.registry.opened:
+            await asyncio.sleep(0.01)
+        await stub.Predict(asking())
         monkeypatch.setattr(Engine, "advance", held_advance)
         monkeypatch.setattr(ModelVersion, "evaluate_tensors", held_evaluate)
         entered.clear()
@@ -182,6 +178,18 @@ async def test_a_thousand_cancelled_calls_leave_nothing_behind_and_the_next_is_a
     assert_answered(await outcome(house.stub.Predict(asking(data=4), timeout=SECONDS)), 4, house)
     while house.server.device.queued_work:
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("method", ["Predict", "Evaluate"])
+async def test_a_priority_is_accepted_and_one_that_is_none_names_the_field(house: House, method: str) -> None:
+    ask, request = getattr(house.stub, method), asking() if method == "Predict" else evaluating(0)
+    request.priority = pb.PRIORITY_LOW
+    assert (await ask(request, timeout=SECONDS)).model == "mlp"
+    request.priority = 17
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(request, timeout=SECONDS)
+    assert caught.value.code() is Code.INVALID_ARGUMENT
+    assert "priority: got 17; accepted: PRIORITY_UNSPECIFIED, PRIORITY_HIGH" in (caught.value.details() or "")
 
 
 async def test_a_bulk_call_answers_each_as_predict_does_and_refuses_each_alone(house: House) -> None:

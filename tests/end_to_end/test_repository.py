@@ -279,13 +279,8 @@ async def test_what_cannot_be_served_is_refused_by_name(make: Start, folder: Pat
 
 
 def test_resident_memory_stays_flat_over_reloads() -> None:
-    """A version that were kept would cost 16 MiB and more a reload; freed pages that come and go, less than a third."""
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "reloading.py"), "--reloads", "20"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout)
-    assert found["growth_mib_per_reload"] < 5
-    assert found["resident_mib"]["20"] - found["resident_mib"]["5"] < 60
+    """A version that were kept would cost 32 MiB a reload, both its paths; one or two may be on their way out."""
+    script = [sys.executable, str(BENCHMARKS / "reloading.py"), "--reloads", "20"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    resident = json.loads(done.stdout)["resident_mib"]
+    assert resident["20"] - resident["5"] < 100

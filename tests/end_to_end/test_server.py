@@ -236,13 +236,6 @@ def test_a_model_is_described(server: Running) -> None:
     assert caught.value.code() is Code.NOT_FOUND
 
 
-def test_what_is_not_served_yet_is_unimplemented_and_says_so(server: Running) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        list(server.stub.PredictBulk(iter([asking()]), timeout=SECONDS))
-    assert caught.value.code() is Code.UNIMPLEMENTED
-    assert "PredictBulk is not served yet" in caught.value.details()
-
-
 def test_a_tolerance_is_kept_row_by_row(server: Running) -> None:
     request = asking(8, max_draws=1000)
     error = tensors.decode(server.predict(asking(8)).standard_error).max(1)

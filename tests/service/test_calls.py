@@ -22,7 +22,7 @@ from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
-from .hooked import Gate, Hooked, Pass
+from .hooked import Gate, Hooked, Pass, settle
 from .wire import asking, detail, probabilities
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one loop for all of gRPC's calls in this process
@@ -122,7 +122,7 @@ async def test_a_cancelled_call_leaves_and_costs_no_further_pass(opened: Open) -
 
 async def test_cancelling_one_of_many_leaves_the_others_unaffected(opened: Open) -> None:
     """The case in which other servers hang the whole batch: one caller leaves in the middle of a shared pass."""
-    inside = await opened()
+    inside = await opened(step_seconds=1000)  # however long the first pass is held up
     alone = [await inside.predict(asking(2, data=i)) for i in range(6)]
     held, shared = Gate(), Gate()
     inside.engine.hook = held
@@ -130,6 +130,7 @@ async def test_cancelling_one_of_many_leaves_the_others_unaffected(opened: Open)
     await until(held.has_entered)
     calls = [inside.stub.Predict(asking(2, data=i), timeout=SECONDS) for i in range(6)]
     await until(lambda: inside.server.device.queued_work == 40 + 6 * 80)
+    await settle()
     inside.engine.hook = shared
     held.open()
     await until(shared.has_entered)

@@ -33,14 +33,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 DATATYPES = (*DTYPES, BRAIN_FLOAT, TEXT)
-_NAMES = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}
+_NAMES = {np.dtype(object): TEXT, **{dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}}
 _LENGTH = struct.Struct("<I")
 
 
 def datatype_of(dtype: np.dtype[Any] | str) -> str:
     """Return the protocol's name of a numpy dtype; texts are arrays of objects."""
-    native = np.dtype(dtype)
-    return TEXT if native == np.dtype(object) else _NAMES[native.newbyteorder("=")]
+    return _NAMES[np.dtype(dtype).newbyteorder("=")]
 
 
 def check_datatype(datatype: str, field: str) -> None:
@@ -112,11 +111,10 @@ def _split(data: bytes, count: int, field: str) -> list[bytes]:
 
 def encode(array: NDArray[Any]) -> bytes:
     """Return an array's raw bytes."""
-    datatype = datatype_of(array.dtype)
-    if datatype == TEXT:
+    if array.dtype == object:
         texts = [str(text).encode() for text in array.ravel()]
         return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
-    return np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
 def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:

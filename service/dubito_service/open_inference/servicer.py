@@ -20,7 +20,7 @@ from dubito_protos import open_inference_pb2_grpc as pb_grpc
 from dubito_service.asking import RequestLimits, StandardRequest
 from dubito_service.callers import caller_of
 from dubito_service.dispatching import Clock
-from dubito_service.errors import LoadFailed, NotServed, StillLoading, refusal
+from dubito_service.errors import NotServed, StillLoading, refusal
 from dubito_service.open_inference import messages, model_messages
 from dubito_service.open_inference.datatypes import TEXT
 from dubito_service.open_inference.messages import Inference, Served, find_served
@@ -37,7 +37,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _MANY_TEXTS = 2**15  # bytes
-# Of Triton's extension, for what a server does not have that runs no code of its callers' host.
+# Of Triton's extension, and why not.
 _UNSERVED = {
     **{
         f"{kind}SharedMemory{action}": "shared memory is not served: tensors travel in the messages"
@@ -94,7 +94,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         """Tell whether a model is served, also of one that is not known."""
         try:
             self._find(request)
-        except (NotServed, StillLoading, LoadFailed):
+        except (NotServed, StillLoading):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._ready())
 

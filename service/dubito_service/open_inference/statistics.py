@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from dubito_models.standard import Evaluation
 from dubito_service.reports import AnswerReport, PassReport, Report, StepReport
@@ -49,7 +48,7 @@ class Counts:
     reading: Duration = Duration()  # and checking, before it was queued
     compute: Duration = Duration()
     rest: Duration = Duration()  # waiting between passes, and being handed over
-    batches: Mapping[int, Duration] = field(default_factory=lambda: MappingProxyType({}))  # passes by rows
+    batches: Mapping[int, Duration] = field(default_factory=dict)  # passes by rows
 
     def answered(self, report: AnswerReport, now: float) -> Counts:
         """Return these with one more answer."""
@@ -65,12 +64,6 @@ class Counts:
             rest=self.rest.plus(rest),
         )
 
-    def passed(self, report: PassReport) -> Counts:
-        """Return these with one more pass of the network."""
-        of_size = self.batches.get(report.rows, Duration()).plus(report.seconds)
-        batches = MappingProxyType({**self.batches, report.rows: of_size})
-        return replace(self, passes=self.passes + 1, batches=batches)
-
     def failed(self, seconds: float) -> Counts:
         """Return these with one more request that got no answer."""
         return replace(self, failure=self.failure.plus(seconds))
@@ -83,6 +76,7 @@ class Statistics:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts: dict[Path, Counts] = {}
+        self._batches: dict[Path, dict[int, Duration]] = {}  # apart, as there may be thousands of sizes
 
     def watch(self, report: Report) -> None:
         """Count what a report says."""
@@ -101,11 +95,15 @@ class Statistics:
     def of(self, path: Path) -> Counts:
         """Return what a path has done so far."""
         with self._lock:
-            return self._counts.get(path, Counts())
+            batches = dict(self._batches.get(path, {}))
+            passes = sum(each.count for each in batches.values())
+            return replace(self._counts.get(path, Counts()), passes=passes, batches=batches)
 
     def _pass(self, report: PassReport) -> None:
         path = Path(report.model, report.version, not report.monte_carlo)
-        self._change(path, lambda counts: counts.passed(report))
+        with self._lock:
+            sizes = self._batches.setdefault(path, {})
+            sizes[report.rows] = sizes.get(report.rows, Duration()).plus(report.seconds)
 
     def _change(self, path: Path, change: Callable[[Counts], Counts]) -> None:
         with self._lock:

@@ -16,7 +16,6 @@ from calibrations import calibration
 from dubito_models.calibration import Reached, Selective
 from dubito_models.calibration.conformal import fit_classes
 from dubito_models.errors import InvalidArgument
-from dubito_models.manifest import ColumnEntry
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason, Validity
 from dubito_protos import open_inference_pb2 as pb
@@ -35,6 +34,7 @@ from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.registry import Entry, Registry
 from dubito_service.scheduler import Priority
 
+from .tables import with_table
 from .wire import DATATYPES, Value, arrays, asking, parameter, put, said, texts
 
 Packed = Callable[[str], ModelVersion]
@@ -63,16 +63,7 @@ def registry(packed: Packed) -> Registry:
 @pytest.fixture
 def table(packed: Packed) -> Registry:
     """A model whose second input is a table of 3 columns."""
-    version = packed("two-inputs")
-    columns = (
-        ColumnEntry(name="area", kind="number", allow_nan=True),
-        ColumnEntry(name="city", kind="category", categories=("Bern", "Rome"), allow_nan=True),
-        ColumnEntry(name="rooms", kind="number"),
-    )
-    tokens, features = version.manifest.inputs
-    inputs = (tokens, features.model_copy(update={"columns": columns, "allow_nan": True}))
-    manifest = version.manifest.model_copy(update={"inputs": inputs})
-    return Registry([Entry("price", 1, ModelVersion(version.folder, manifest, version.engine, version.standard))])
+    return Registry([Entry("price", 1, with_table(packed("two-inputs")))])
 
 
 def read(request: pb.ModelInferRequest, registry: Registry) -> Inference:
