@@ -74,10 +74,11 @@ def pack(
     `(0, 1)` for a mean and a log variance. `dynamic` names further free axes, `{"tokens": {1: "length"}}`.
     `allow_nan`: inputs that may hold NaN and infinity. `columns`: of inputs that are tables (B, C), what each of the C
     numbers is; they say themselves where NaN may stand. `noise_variance` (K): a regression's constant noise.
-    `draws`, `seed`: the version's defaults. `precision`: "bfloat16" lets the products and recurrent layers of the draws be
-    rounded, where that moves no draw by more than a twentieth of the draws' standard deviation. `fan_out`: so many masks of the
-    last site for each draw of the others, which pays where little is computed after it; a draw then says their mean.
-    Where nothing is said, a regression that ends in dropout and one linear layer has all of them, in closed form.
+    `draws`, `seed`: the version's defaults. `precision`: "bfloat16" lets the products and recurrent layers of the draws
+    be rounded, where that moves no draw by more than a twentieth of the draws' standard deviation. `fan_out`: so many
+    masks of the last site for each draw of the others, which pays where little is computed after it; a draw then says
+    their mean. Where nothing is said, a regression that ends in dropout and one linear layer has all of them, in closed
+    form.
 
     Raises `UnsupportedNetwork` (no dropout, randomness that is not dropout, a law that fails) or `InvalidArgument`;
     nothing is left on disk then.
