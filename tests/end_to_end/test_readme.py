@@ -40,7 +40,7 @@ def serving(folder: Path, port: int) -> Iterator[None]:
 
 def test_the_examples_pack_serve_and_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packing, *asking = blocks("python")
-    assert len(asking) == 2
+    assert len(asking) == 3
     subprocess.run([sys.executable, "-c", packing], cwd=tmp_path, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
