@@ -144,7 +144,7 @@ def print_toml(configuration: Configuration) -> str:
     lines, tables = [], []
     for name, value in configuration.settings.model_dump(mode="json").items():
         source = configuration.sources.get(name, "default")
-        if value is None:
+        if value is None or value == {}:
             lines.append(f"# {name} is not set\n")
         elif isinstance(value, Mapping):
             tables.append(f"\n# {source}\n{tomli_w.dumps({name: value})}")
