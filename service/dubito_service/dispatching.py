@@ -125,6 +125,8 @@ class Dispatcher(Generic[J]):
             self.waiting.remove(job)
             if timer is not None:
                 timer.cancel()
+            if job.future.done() and not job.future.cancelled():
+                job.future.exception()  # a caller that left at that moment never saw it, and asyncio would complain
 
     def _send(self, job: J) -> None:
         """Have the thread get a job together with all that come while the loop is at what has arrived.
@@ -145,7 +147,7 @@ class Dispatcher(Generic[J]):
         return loop.call_later(max(0.0, when - self._clock()), self._expire_late, job)
 
     def _expire_late(self, job: J) -> None:
-        if not job.future.done():
+        if not (job.future.done() or job.abandoned):
             self._expire(job)
 
     def _fail(self, error: Exception) -> None:
@@ -238,7 +240,7 @@ def _take(inbox: Inbox[J], jobs: list[J]) -> bool:
 def _resolve(jobs: Sequence[Job[Any]]) -> None:
     """Give each waiting caller its own outcome; runs on the event loop."""
     for job in jobs:
-        if job.future.done():
+        if job.future.done() or job.abandoned:
             continue
         if isinstance(job.outcome, Exception):
             job.future.set_exception(job.outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -195,6 +196,20 @@ async def test_near_its_deadline_a_request_gets_what_was_drawn_and_it_can_be_rep
     assert_same(predictive, alone(request(engine, min_draws=used, max_draws=used, seed=predictive.seed)))
     device.close()
     assert device.join(30)
+
+
+async def test_who_leaves_just_as_its_time_runs_out_leaves_no_complaint_behind(crowd: Crowd, engine: Hooked) -> None:
+    said: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    before = set(crowd.worker._dispatcher.waiting)
+    [leaving] = await crowd.add(request(engine, max_draws=10))
+    [job] = crowd.worker._dispatcher.waiting - before
+    job.future.set_exception(DeadlineMissed("the deadline came"))
+    leaving.cancel()  # before it has seen that
+    await asyncio.gather(leaving, return_exceptions=True)
+    del job, leaving
+    gc.collect()
+    assert said == []
 
 
 async def test_a_deadline_before_the_least_draws_gives_no_answer(clock: Clock, engine: Hooked) -> None:
