@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -198,16 +199,28 @@ async def test_near_its_deadline_a_request_gets_what_was_drawn_and_it_can_be_rep
     assert device.join(30)
 
 
-async def test_who_leaves_just_as_its_time_runs_out_leaves_no_complaint_behind(crowd: Crowd, engine: Hooked) -> None:
+async def test_nobody_complains_of_the_outcome_of_who_has_left(
+    worker: DeviceWorker, engine: Hooked, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "dubito_service")  # or the lines that are captured keep the request
     said: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
-    before = set(crowd.worker._dispatcher.waiting)
-    [leaving] = await crowd.add(request(engine, max_draws=10))
-    [job] = crowd.worker._dispatcher.waiting - before
-    job.future.set_exception(DeadlineMissed("the deadline came"))
-    leaving.cancel()  # before it has seen that
-    await asyncio.gather(leaving, return_exceptions=True)
-    del job, leaving
+    gate = Gate()
+
+    def fail(this: Pass) -> None:
+        if this.rows == (2,):
+            gate(this)
+            raise Broken("a pass that nobody waits for")
+
+    engine.hook = fail
+    watching = asyncio.create_task(anext(worker.watch(request(engine, rows=2, max_draws=10))))
+    await until(gate.has_entered)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    gate.open()
+    await worker.draw(request(engine, max_draws=10))  # by then the outcome has crossed
+    engine.hook = lambda this: None
+    del watching
     gc.collect()
     assert said == []
 
