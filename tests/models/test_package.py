@@ -214,6 +214,34 @@ def test_a_network_that_breaks_a_law_is_not_packed(tmp_path: Path, module: nn.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("seed", [3, 9, 10, 11])
+def test_a_network_that_makes_much_of_rounding_is_packed_all_the_same(tmp_path: Path, seed: int) -> None:
+    """Its terms of hundreds cancel to a prediction near 0, so that sums in another order differ by more than 1e-5."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Dropout(0.005), nn.Linear(512, 1))
+        x = torch.randn(8, 8)
+    with torch.no_grad():
+        network[3].weight.mul_(1000)
+        network[3].bias.zero_()
+        network[3].bias.sub_(network.eval()(x).mean())
+    ready = pack(network, x, repository=tmp_path, name="m", task="regression", head="mean")
+    assert ready.manifest.parity < 1e-3
+
+
+def test_rows_that_influence_each_other_a_little_are_not_put_down_to_rounding(tmp_path: Path) -> None:
+    class Whispers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Heads(1, flat=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x + 1e-3 * x.mean(0))
+
+    with pytest.raises(AuditFailed, match="rows influence each other"):
+        pack(Whispers(), torch.randn(8, 3), repository=tmp_path, name="m", task="regression", head="mean")
+
+
 def test_buffers_that_change_in_training_mode_are_refused(tmp_path: Path) -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:
