@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install test lint types contracts unit demo bench gpu-check foreign-clients ray-check deploy-check soak protos clean
+.PHONY: install test lint types contracts unit demo bench serving-bench serving-tune gpu-check foreign-clients ray-check deploy-check soak protos clean
 
 install: $(STAMP)
 
@@ -36,6 +36,17 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/serving.py
+
+# Beside MLServer, LitServe and Triton's Python back end, each in a virtual environment of its own: ten minutes, alone on
+# the machine. Their settings are those of benchmarks/serving_peers/tuning.json; serving-tune finds them, in as long.
+PEERS_VENV ?= .venv-peers
+
+serving-bench: $(STAMP)
+	$(BIN)/python benchmarks/serving.py --peers-venv $(PEERS_VENV) --out benchmarks/results/serving.json
+	$(BIN)/python benchmarks/serving_table.py benchmarks/results/serving.json
+
+serving-tune: $(STAMP)
+	$(BIN)/python benchmarks/serving.py --peers-venv $(PEERS_VENV) --tune --out benchmarks/serving_peers/tuning.json
 
 # The CUDA tests, then the benchmark, within 8 minutes. Needs torch, numpy, scipy and pytest, and installs nothing.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -101,4 +112,4 @@ protos: $(STAMP)
 		--grpc_python_out=protos --mypy_grpc_out=protos protos/dubito_protos/*.proto
 
 clean:
-	rm -rf $(VENV) $(RAY_VENV) $(DEPLOY_VENV) dist build demo
+	rm -rf $(VENV) $(RAY_VENV) $(DEPLOY_VENV) $(PEERS_VENV) dist build demo
