@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from dubito_models.calibration.nonconformity import lac_scores
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Validity
-from dubito_service.labels import Scored, read_label, score
-from dubito_service.receipts import Classified, Drawn, Receipt, Regressed, Scoring
+from dubito_service.observing.labels import Scored, read_label, score
+from dubito_service.observing.receipts import Classified, Drawn, Receipt, Regressed, Scoring
 
 KEY = b"k" * 32
 NOW = 1.8e9

@@ -18,7 +18,7 @@ from dubito_models.package import ModelVersion
 from dubito_models.sampling import Estimator, Plan, SamplingSpec
 from dubito_models.thinning import MaskScope
 from dubito_service.errors import StateUnset
-from dubito_service.scheduler import Priority
+from dubito_service.scheduling.scheduler import Priority
 
 # What a stream asks of conformal prediction now, by version, calibration, name and the coverage that it wants.
 Adapt = Callable[[ModelVersion, str, str, float], float]

@@ -140,7 +140,7 @@ def _refit(version: ModelVersion, state: str | None, newest: int, spec: Calibrat
     if state is None:
         raise InvalidArgument("state", "nothing", "--state, for --from-observations: that of the server")
     try:
-        from dubito_service.refitting import open_observations, refit
+        from dubito_service.observing.refitting import open_observations, refit
     except ModuleNotFoundError as error:
         needed = "dubito calibrate --from-observations needs more than the models: pip install 'dubito[server]'"
         raise click.ClickException(needed) from error

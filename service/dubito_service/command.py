@@ -135,7 +135,8 @@ def serve(config: Path | None, print_config: bool, **flags: Any) -> None:
     environment, and that the file. One line is printed when the server is ready. SIGTERM and SIGINT stop it: calls in
     flight are finished first.
     """
-    from dubito_service import configuration, logs  # not above: `--help` needs no more than click
+    from dubito_service import configuration
+    from dubito_service.telemetry import logs  # not above: `--help` needs no more than click
 
     try:
         chosen = configuration.configure(flags, os.environ, config)

@@ -27,14 +27,14 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from dubito_models.errors import InvalidArgument
-from dubito_service.access import Access, bearer
-from dubito_service.callers import caller_of
-from dubito_service.concurrency import CallLimits, Concurrency
 from dubito_service.errors import ClientIdle, Draining, Refusal, refusal
-from dubito_service.journal import Journal, Visit
-from dubito_service.patience import Patience, Watchdog
 from dubito_service.reports import Watch, ignore
-from dubito_service.scopes import PROBES, Scope, scope_of
+from dubito_service.security.access import Access, bearer
+from dubito_service.security.callers import caller_of
+from dubito_service.security.concurrency import CallLimits, Concurrency
+from dubito_service.security.patience import Patience, Watchdog
+from dubito_service.security.scopes import PROBES, Scope, scope_of
+from dubito_service.telemetry.journal import Journal, Visit
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dubito_service.errors import NotServed
-from dubito_service.registry import Registry, State
+from dubito_service.versions.registry import Registry, State
 
 Response = health_pb2.HealthCheckResponse
 Context = grpc.aio.ServicerContext[Any, Any]

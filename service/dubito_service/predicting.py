@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from dubito_models.predictive import Predictive, StopReason, Validity
 from dubito_models.standard import Evaluation
 from dubito_service.asking import Adapt, Prediction, Spent, StandardRequest
-from dubito_service.devices import Devices
-from dubito_service.dispatching import Clock
-from dubito_service.drawing import Drawn, Request
-from dubito_service.observing import Issued, Observer, settle_coverage
+from dubito_service.observing.observer import Issued, Observer, settle_coverage
 from dubito_service.reports import AnswerReport, Watch, ignore
-from dubito_service.standard_worker import EvaluationRequest, StandardWorker
-from dubito_service.worker import DeviceWorker
+from dubito_service.scheduling.devices import Devices
+from dubito_service.scheduling.dispatching import Clock
+from dubito_service.scheduling.drawing import Drawn, Request
+from dubito_service.scheduling.standard_worker import EvaluationRequest, StandardWorker
+from dubito_service.scheduling.worker import DeviceWorker
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ from grpc_health.v1 import health_pb2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dubito_models.errors import InvalidArgument
-from dubito_service import configuration, logs
-from dubito_service.access import check_plaintext
+from dubito_service import configuration
 from dubito_service.ray_proxy import METHODS, REPLY, SECONDS_LEFT, STATUS, Method, add_services
+from dubito_service.security.access import check_plaintext
 from dubito_service.server import Server
 from dubito_service.settings import Settings
+from dubito_service.telemetry import logs
 
 if TYPE_CHECKING:
     from ray.serve import Application

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2
 
 from dubito_protos import open_inference_pb2 as open_pb
 from dubito_protos import uncertainty_pb2 as pb
-from dubito_service.scopes import SCOPES, Scope
+from dubito_service.security.scopes import SCOPES, Scope
 
 SECONDS_LEFT = "dubito-seconds-left"  # metadata between proxy and replica
 REPLY, STATUS = b"\x00", b"\x01"  # what each message of a stream begins with on its way from replica to proxy

@@ -22,36 +22,36 @@ from dubito_models.package import choose_devices
 from dubito_models.repository import Repository
 from dubito_protos import open_inference_pb2_grpc as open_grpc
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
-from dubito_service.access import Access, admin_allowed, check_plaintext, is_loopback
 from dubito_service.asking import RequestLimits
-from dubito_service.concurrency import CallLimits
-from dubito_service.connections import ConnectionLimits, channel_options
-from dubito_service.devices import Devices
-from dubito_service.drawing import WorkLimits
+from dubito_service.dubito_v1.model_servicer import ModelServicer
+from dubito_service.dubito_v1.servicer import SERVICES, UncertaintyServicer
 from dubito_service.errors import CannotListen
 from dubito_service.guard import Guard
 from dubito_service.health import SERVICE as HEALTH
 from dubito_service.health import Health
-from dubito_service.journal import Journal
-from dubito_service.loading import Loader
-from dubito_service.model_servicer import ModelServicer
-from dubito_service.observations import Rules
-from dubito_service.observing import Observer, ObservingRules, open_observer
+from dubito_service.observing.observations import Rules
+from dubito_service.observing.observer import Observer, ObservingRules, open_observer
 from dubito_service.open_inference.servicer import SERVICE as OPEN_INFERENCE
 from dubito_service.open_inference.servicer import OpenInferenceServicer, Profile, Unserved
 from dubito_service.open_inference.statistics import Statistics
-from dubito_service.policy import ModelControl, Policy
 from dubito_service.predicting import Predictor
-from dubito_service.registry import Registry
 from dubito_service.reports import Report, tell
-from dubito_service.security import Certificates, tls_files
-from dubito_service.servicers import SERVICES, UncertaintyServicer
+from dubito_service.scheduling.devices import Devices
+from dubito_service.scheduling.drawing import WorkLimits
+from dubito_service.scheduling.standard_worker import StandardLimits, StandardWorker
+from dubito_service.security.access import Access, admin_allowed, check_plaintext, is_loopback
+from dubito_service.security.certificates import Certificates, tls_files
+from dubito_service.security.concurrency import CallLimits
+from dubito_service.security.connections import ConnectionLimits, channel_options
+from dubito_service.security.tokens import Tokens
 from dubito_service.settings import Settings
-from dubito_service.standard_worker import StandardLimits, StandardWorker
-from dubito_service.telemetry import Telemetry
-from dubito_service.tokens import Tokens
-from dubito_service.tracing import open_tracer
-from dubito_service.watching import watch
+from dubito_service.telemetry.journal import Journal
+from dubito_service.telemetry.prometheus import Telemetry
+from dubito_service.telemetry.tracing import open_tracer
+from dubito_service.versions.loading import Loader
+from dubito_service.versions.policy import ModelControl, Policy
+from dubito_service.versions.registry import Registry
+from dubito_service.versions.watching import watch
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from dubito_models.errors import InvalidArgument
-from dubito_service.scopes import Scope
-from dubito_service.tokens import add_token, new_secret
+from dubito_service.security.scopes import Scope
+from dubito_service.security.tokens import add_token, new_secret
 
 
 class _Misused(click.ClickException):

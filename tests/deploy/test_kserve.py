@@ -7,7 +7,7 @@ import shlex
 from dubito_protos import open_inference_pb2 as open_pb
 from dubito_service import configuration
 from dubito_service.command import serve
-from dubito_service.scopes import SCOPES
+from dubito_service.security.scopes import SCOPES
 from dubito_service.settings import Settings
 
 from .manifests import PROJECT, image_variables, only, variables

@@ -16,12 +16,12 @@ from prometheus_client import generate_latest
 
 from dubito_models.repository import Repository
 from dubito_service import configuration
+from dubito_service.dubito_v1.servicer import SERVICES
 from dubito_service.health import Health
-from dubito_service.loading import Loader
-from dubito_service.registry import Registry
-from dubito_service.servicers import SERVICES
 from dubito_service.settings import Settings
-from dubito_service.telemetry import Telemetry
+from dubito_service.telemetry.prometheus import Telemetry
+from dubito_service.versions.loading import Loader
+from dubito_service.versions.registry import Registry
 from served import DUBITO
 
 from .manifests import DEPLOY, PROJECT, container, image_variables, only, ports, read, seconds_to_stop, variables

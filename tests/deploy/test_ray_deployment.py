@@ -19,10 +19,10 @@ from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion
 from dubito_protos import open_inference_pb2 as open_pb
 from dubito_protos import uncertainty_pb2 as pb
-from dubito_service import logs
 from dubito_service.ray_deployment import Arguments, Replica, app, of_replica
 from dubito_service.ray_proxy import REPLY, SECONDS_LEFT, STATUS
 from dubito_service.settings import Settings
+from dubito_service.telemetry import logs
 from service.wire import asking, probabilities, rows
 
 from .manifests import read

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import grpc
 
 from dubito_service.ray_proxy import METHODS, REPLY, SECONDS_LEFT, STATUS, TimedContext, add_services
-from dubito_service.scopes import SCOPES, Scope
+from dubito_service.security.scopes import SCOPES, Scope
 
 
 class Caller:

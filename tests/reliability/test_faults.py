@@ -33,7 +33,7 @@ from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service import server as composition
 from dubito_service.errors import LoadFailed
-from dubito_service.loading import Loader
+from dubito_service.versions.loading import Loader
 from service.wire import asking, detail, probabilities, rows
 
 from .calling import observation, refusal

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from dubito_models.package import ModelVersion
-from dubito_service.worker import DeviceWorker
+from dubito_service.scheduling.worker import DeviceWorker
 
 from .hooked import Hooked, limits
 

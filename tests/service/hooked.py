@@ -14,8 +14,8 @@ from torch import Tensor
 from dubito_models.calibration import Calibration
 from dubito_models.engine import Engine, Run
 from dubito_models.sampling import Plan, SamplingSpec
-from dubito_service.drawing import Request, WorkLimits
-from dubito_service.scheduler import Priority
+from dubito_service.scheduling.drawing import Request, WorkLimits
+from dubito_service.scheduling.scheduler import Priority
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dubito_models.errors import InvalidArgument
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
-from dubito_service.access import Access
-from dubito_service.callers import caller_of
-from dubito_service.concurrency import CallLimits
 from dubito_service.guard import Guard
 from dubito_service.reports import CallReport, Report
-from dubito_service.scopes import Scope
-from dubito_service.tokens import Tokens, add_token, new_secret
+from dubito_service.security.access import Access
+from dubito_service.security.callers import caller_of
+from dubito_service.security.concurrency import CallLimits
+from dubito_service.security.scopes import Scope
+from dubito_service.security.tokens import Tokens, add_token, new_secret
 
 from .wire import detail
 

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from dubito_models.package import ModelVersion
 from dubito_service.errors import NotServed
 from dubito_service.health import SERVICE, Health
-from dubito_service.registry import Entry, Registry, State
+from dubito_service.versions.registry import Entry, Registry, State
 
 Response = health_pb2.HealthCheckResponse
 CONTEXT: Any = None

@@ -60,7 +60,7 @@ from dubito_service.open_inference.outputs import (
 )
 from dubito_service.open_inference.statistics import Path
 from dubito_service.predicting import Answer, StandardAnswer
-from dubito_service.registry import Registry
+from dubito_service.versions.registry import Registry
 
 STANDARD = ".standard"  # after a model's name, which holds no dot: its standard path
 FINAL = "triton_final_response"

@@ -16,8 +16,8 @@ from dubito_service.open_inference.messages import STANDARD, Served
 from dubito_service.open_inference.options import PRIORITIES
 from dubito_service.open_inference.outputs import Output, declare, declare_standard
 from dubito_service.open_inference.statistics import Counts, Duration
-from dubito_service.policy import Policy
-from dubito_service.registry import Entry, State
+from dubito_service.versions.policy import Policy
+from dubito_service.versions.registry import Entry, State
 
 # What of Triton's extensions holds here; a client asks for nothing that is not among them.
 EXTENSIONS = (

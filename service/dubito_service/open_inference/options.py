@@ -17,7 +17,7 @@ from dubito_models.sampling import MAX_SEED, Estimator, SamplingSpec
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 from dubito_service.asking import MAX_QUANTILES, RequestLimits, check_draws
-from dubito_service.scheduler import Priority
+from dubito_service.scheduling.scheduler import Priority
 
 Value: TypeAlias = bool | int | float | str
 E = TypeVar("E", bound=StrEnum)

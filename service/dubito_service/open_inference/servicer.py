@@ -18,8 +18,6 @@ from dubito_models.errors import InvalidArgument, NotImplementedYet
 from dubito_protos import open_inference_pb2 as pb
 from dubito_protos import open_inference_pb2_grpc as pb_grpc
 from dubito_service.asking import RequestLimits, StandardRequest
-from dubito_service.callers import caller_of
-from dubito_service.dispatching import Clock
 from dubito_service.errors import NotServed, StillLoading, refusal
 from dubito_service.open_inference import messages, model_messages
 from dubito_service.open_inference.datatypes import TEXT
@@ -27,9 +25,11 @@ from dubito_service.open_inference.messages import Inference, Served, find_serve
 from dubito_service.open_inference.options import soonest
 from dubito_service.open_inference.statistics import Statistics
 from dubito_service.open_inference.streaming import answer_each
-from dubito_service.policy import Policy
 from dubito_service.predicting import Call, Predictor
-from dubito_service.registry import Registry
+from dubito_service.scheduling.dispatching import Clock
+from dubito_service.security.callers import caller_of
+from dubito_service.versions.policy import Policy
+from dubito_service.versions.registry import Registry
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from dubito_service.errors import refusal
 from dubito_service.open_inference.datatypes import DATATYPES
 from dubito_service.open_inference.messages import Inference, find_served, read_inference
 from dubito_service.open_inference.options import SAMPLING, SCHEDULING
-from dubito_service.registry import Entry, Registry
+from dubito_service.versions.registry import Entry, Registry
 
 from .tables import with_table
 from .wire import parameter, texts

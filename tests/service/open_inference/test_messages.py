@@ -21,7 +21,7 @@ from dubito_models.predictive import Classification, Predictive, Regression, Sto
 from dubito_protos import open_inference_pb2 as pb
 from dubito_service.asking import Prediction, RequestLimits, Spent, StandardRequest
 from dubito_service.errors import NotServed, StateUnset
-from dubito_service.observing import Issued
+from dubito_service.observing.observer import Issued
 from dubito_service.open_inference.messages import (
     Inference,
     find_served,
@@ -31,8 +31,8 @@ from dubito_service.open_inference.messages import (
     write_stream,
 )
 from dubito_service.predicting import Answer, StandardAnswer
-from dubito_service.registry import Entry, Registry
-from dubito_service.scheduler import Priority
+from dubito_service.scheduling.scheduler import Priority
+from dubito_service.versions.registry import Entry, Registry
 
 from .tables import with_table
 from .wire import DATATYPES, Value, arrays, asking, parameter, put, said, texts

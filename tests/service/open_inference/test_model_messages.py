@@ -26,8 +26,8 @@ from dubito_service.open_inference.model_messages import (
     write_statistics,
 )
 from dubito_service.open_inference.statistics import Counts, Duration
-from dubito_service.policy import Policy
-from dubito_service.registry import Entry, State
+from dubito_service.versions.policy import Policy
+from dubito_service.versions.registry import Entry, State
 
 Packed = Callable[[str], ModelVersion]
 

@@ -19,7 +19,7 @@ from dubito_service.open_inference.options import (
     read_standard_options,
     soonest,
 )
-from dubito_service.scheduler import Priority
+from dubito_service.scheduling.scheduler import Priority
 
 LIMITS = RequestLimits(max_rows=100, max_draws=1000, max_work=20_000, max_message_bytes=2**16)
 

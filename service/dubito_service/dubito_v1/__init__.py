@@ -1,0 +1,1 @@
+"""dubito's own protocol: translators and servicers."""

@@ -1,0 +1,1 @@
+"""Observing: labels that come back, and what they say."""

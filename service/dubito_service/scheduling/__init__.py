@@ -1,0 +1,1 @@
+"""Scheduling: who is let in, who draws next, and the threads that do the work."""

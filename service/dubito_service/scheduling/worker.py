@@ -1,0 +1,181 @@
+"""The device worker: takes requests in, and has them answered by the one thread that drives a device's engines.
+
+Each request has its own future and its own timer, so none can hang or delay another: whoever leaves, or whose time is
+up, is let go at once, whatever the thread is at (dispatching.py, stepping.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from dubito_models.engine import Engine, Run
+from dubito_models.predictive import StopReason
+from dubito_service.reports import Watch, ignore
+from dubito_service.scheduling.admission import Admission, check_deadline
+from dubito_service.scheduling.dispatching import Clock, Dispatcher
+from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits
+from dubito_service.scheduling.stepping import Counters, Stepper
+
+
+class DeviceWorker:
+    """Drives all engines of one device from one thread; `draw` belongs to one event loop.
+
+    `place`: which of a request's engines is of this device; `admission`: shared where there are several workers.
+    """
+
+    def __init__(
+        self,
+        limits: WorkLimits,
+        clock: Clock,
+        watch: Watch = ignore,
+        *,
+        admission: Admission | None = None,
+        place: int = 0,
+    ) -> None:
+        self.admission = admission or Admission(limits.bounds)
+        self._limits = limits
+        self._clock = clock
+        self._place = place
+        self._dispatcher: Dispatcher[DrawJob] = Dispatcher(
+            "device", self._step, self._expire, clock, limits.gather_seconds
+        )
+        dispatcher, held = self._dispatcher, self.admission
+        self._stepper = Stepper(limits, clock, watch, dispatcher.hand_over, dispatcher.tell, lambda: held.work)
+        self._rescues: set[asyncio.Task[None]] = set()
+        self._least_queued = 0  # rows x draws, as few as answer all that is in flight
+
+    def start(self) -> None:
+        """Start the thread; the running event loop is the one that it answers to."""
+        self._dispatcher.start()
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done so far."""
+        return self._stepper.counters
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread lives; one that has died is replaced in a second."""
+        return self._dispatcher.alive
+
+    @property
+    def queued_work(self) -> int:
+        """Rows x draws of all requests in flight, of all workers that share the queue."""
+        return self.admission.work
+
+    @property
+    def load(self) -> int:
+        """Rows x draws, as few as answer all that this worker has in flight."""
+        return self._least_queued
+
+    def close(self) -> None:
+        """Give `Draining` to whoever waits, and let the thread end after its current step."""
+        self._dispatcher.close()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread to end; False where it takes longer."""
+        return self._dispatcher.join(timeout)
+
+    async def draw(self, request: Request) -> Drawn:
+        """Answer a request, at the latest by its deadline with the draws made so far.
+
+        Raises `QueueFull`, `DeadlineMissed`, `Draining`, `OutOfMemory`, `WorkerLost`, or what a pass of this request
+        alone raises. Cancelling it takes the request out before the next pass.
+        """
+        with self._submit(request) as job:
+            return await job.future
+
+    async def watch(self, request: Request) -> AsyncGenerator[Drawn]:
+        """Answer a request as `draw` does, and before that whenever there are clearly more draws than before.
+
+        Who reads slowly misses what is out of date.
+        """
+        news: asyncio.Queue[Drawn | asyncio.Future[Drawn]] = asyncio.Queue()
+        with self._submit(request, news.put_nowait) as job:
+            job.future.add_done_callback(news.put_nowait)
+            while True:
+                latest = await news.get()
+                while not news.empty():
+                    latest = news.get_nowait()
+                if isinstance(latest, asyncio.Future):
+                    yield latest.result()
+                    return
+                yield latest
+
+    @contextmanager
+    def _submit(self, request: Request, watcher: Callable[[Drawn], None] | None = None) -> Iterator[DrawJob]:
+        """Queue a job for as long as somebody waits for it."""
+        now, deadline = self._clock(), request.deadline
+        job = DrawJob(
+            number=next(self._dispatcher.numbers),
+            future=asyncio.get_running_loop().create_future(),
+            arrived=now,
+            since=now,
+            deadline=deadline,
+            priority=request.priority,
+            request=request,
+            engine=request.engines[min(self._place, len(request.engines) - 1)],
+            watcher=watcher,
+            allowed=request.plan.max_draws,
+        )
+        pace = self._stepper.pace.seconds_per_unit
+        with self.admission.hold(request.model, request.caller, request.work, pace):
+            if deadline is not None:
+                self._check_deadline(job, deadline - now)
+            with self._dispatcher.carry(job, self._due(deadline)):
+                self._least_queued += request.least_work
+                try:
+                    yield job
+                finally:
+                    self._least_queued -= request.least_work
+
+    def _check_deadline(self, job: DrawJob, left: float) -> None:
+        """Refuse what cannot be met at the fastest that was seen; a network that never ran is let in."""
+        least = job.request.least_work
+        if (least + self._least_queued) * self._stepper.slowest > left:  # else there is no need to look at each
+            own = self._stepper.at_least(job.engine, least)
+            check_deadline(left, own, lambda: self._seconds_before(job))
+
+    def _seconds_before(self, newcomer: DrawJob) -> float:
+        """Return how long it takes at least to answer whoever goes before a newcomer."""
+        own, work = newcomer.turn(self._limits.patience_seconds), dict[Engine, int]()
+        for job in self._dispatcher.waiting:
+            if job.turn(self._limits.patience_seconds) < own:
+                work[job.engine] = work.get(job.engine, 0) + job.least_left
+        return sum(self._stepper.at_least(engine, left) for engine, left in work.items())
+
+    def _expire(self, job: DrawJob) -> None:
+        """Let go of a caller whose time is up while a pass lasts: with what has been drawn, where that will do."""
+        run, now, deadline = job.run, self._clock(), job.deadline
+        due = self._due(deadline)
+        if deadline is None or due is None:
+            return
+        if run is not None and job.ready and now >= due:
+            job.abandoned = True  # the thread need not go on
+            rescue = asyncio.get_running_loop().create_task(self._rescue(job, run))
+            self._rescues.add(rescue)
+            rescue.add_done_callback(self._rescues.discard)
+        elif now < deadline:
+            self._dispatcher.call_at(due if now < due else deadline, job)
+        else:
+            job.future.set_exception(job.missed)
+
+    def _due(self, deadline: float | None) -> float | None:
+        """Return when an answer has to be on its way."""
+        return None if deadline is None else deadline - self._limits.reply_seconds
+
+    async def _rescue(self, job: DrawJob, run: Run) -> None:
+        """Make an answer of a run beside the thread: runs never change, and engines may finish several at once."""
+        try:
+            [predictive] = await asyncio.to_thread(job.engine.finish, [run], StopReason.DEADLINE)
+        except Exception as error:
+            if not job.future.done():
+                job.future.set_exception(error)
+        else:
+            if not job.future.done():
+                job.future.set_result(job.answer(predictive))
+
+    def _step(self, jobs: Sequence[DrawJob]) -> None:
+        self._stepper.step(jobs)

@@ -1,0 +1,1 @@
+"""Security: who may call, how often, and for how long."""

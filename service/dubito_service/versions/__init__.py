@@ -1,0 +1,1 @@
+"""Versions: which are served, and how they come and go."""

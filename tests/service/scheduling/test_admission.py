@@ -1,0 +1,139 @@
+"""Admission: a bounded queue with fair shares, and no request that could only fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dubito_service.errors import DeadlineMissed, QueueFull
+from dubito_service.scheduling.admission import Admission, Bounds
+from dubito_service.scheduling.drawing import Drawn
+from dubito_service.scheduling.pace import Pace
+from dubito_service.scheduling.scheduler import Priority
+from dubito_service.scheduling.worker import DeviceWorker
+
+from ..conftest import Clock
+from ..hooked import Gate, Hooked, Pass, limits, request, settle
+
+
+@contextlib.asynccontextmanager
+async def running(clock: Clock, **bounds: float) -> AsyncIterator[DeviceWorker]:
+    device = DeviceWorker(limits(**bounds), clock)
+    device.start()
+    yield device
+    device.close()
+    assert device.join(30)
+
+
+def holding(admission: Admission, work: int, model: str = "m", caller: str = "c") -> contextlib.ExitStack:
+    stack = contextlib.ExitStack()
+    stack.enter_context(admission.hold(model, caller, work, 0.01))
+    return stack
+
+
+def test_one_model_and_one_caller_hold_no_more_than_their_share_and_leave_room_for_others() -> None:
+    admission = Admission(Bounds(100, model_share=0.5, caller_share=0.3))
+    with holding(admission, 25, "a", "x"):
+        with pytest.raises(QueueFull, match=r"the share of caller x is full: 25 of 30 rows x draws, and 10 more"):
+            holding(admission, 10, "b", "x")
+        with holding(admission, 20, "a", "y"):
+            with pytest.raises(QueueFull, match="the share of model a is full: 45 of 50"):
+                holding(admission, 10, "a", "z")
+            others = holding(admission, 30, "b", "z"), holding(admission, 25, "c", "w")
+            with others[0], others[1], pytest.raises(QueueFull, match="the queue is full: 100 of 100"):
+                holding(admission, 1, "d", "v")
+    assert admission.work == 0
+    holding(admission, 100, "a", "x").close()
+
+
+def test_who_holds_nothing_comes_in_with_one_request_however_large() -> None:
+    admission = Admission(Bounds(100, caller_share=0.1))
+    with holding(admission, 60, "a", "x"), holding(admission, 30, "a", "y"), pytest.raises(QueueFull, match="caller x"):
+        holding(admission, 1, "a", "x")
+
+
+def test_a_refusal_says_when_there_will_be_room_at_the_measured_pace() -> None:
+    admission = Admission(Bounds(1000))
+    with holding(admission, 900), pytest.raises(QueueFull) as caught:
+        holding(admission, 400)
+    assert caught.value.retry_after == pytest.approx(300 * 0.01)
+
+
+async def test_what_even_an_idle_server_could_not_answer_in_time_is_refused_at_once(
+    clock: Clock, engine: Hooked
+) -> None:
+    """A row and draw takes .01 s, as a request has shown; forty draws take .4 s."""
+    async with running(clock, step_seconds=0.1) as worker:
+        engine.hook = lambda this: setattr(clock, "now", clock.now + 0.01 * sum(this.rows) * this.draws)
+        await worker.draw(request(engine, max_draws=40))
+        passes = len(engine.passes)
+        with pytest.raises(DeadlineMissed, match=r"leaves 0\.35 s; an answer takes at least 0\.4 s"):
+            await worker.draw(request(engine, min_draws=40, max_draws=40, deadline=clock.now + 0.35))
+        assert len(engine.passes) == passes
+        assert await worker.draw(request(engine, min_draws=40, max_draws=40, deadline=clock.now + 0.41))
+        assert await worker.draw(request(engine, min_draws=10, max_draws=40, deadline=clock.now + 0.35))
+
+
+async def test_where_only_the_queue_is_in_the_way_the_refusal_says_when_to_come_back(
+    clock: Clock, engine: Hooked
+) -> None:
+    """The queue holds a second of work; whoever can wait for it, or goes before it, is let in."""
+    async with running(clock, step_seconds=0.1) as worker:
+        engine.hook = lambda this: setattr(clock, "now", clock.now + 0.01 * sum(this.rows) * this.draws)
+        await worker.draw(request(engine, max_draws=40))
+        gate = Gate()
+
+        def hold(this: Pass) -> None:
+            gate(this)
+            clock.now += 0.01 * sum(this.rows) * this.draws
+
+        engine.hook = hold
+        first = request(engine, min_draws=100, max_draws=100, deadline=clock.now + 3)
+        busy = asyncio.create_task(worker.draw(first))
+        await settle()
+        asked = {"min_draws": 40, "max_draws": 40, "seed": 3}
+        with pytest.raises(QueueFull, match="1 s of work are due before this request") as caught:
+            await worker.draw(
+                request(engine, rows=6, deadline=clock.now + 3, **asked)
+            )  # of equal dates the first leads
+        assert caught.value.retry_after == pytest.approx(0.4)
+        with pytest.raises(QueueFull):
+            await worker.draw(request(engine, rows=5, deadline=clock.now + 2.9, priority=Priority.LOW, **asked))
+        inside = [
+            request(engine, deadline=clock.now + 2, **asked),  # is due before
+            request(engine, deadline=clock.now + 5, **asked),  # can wait
+            request(engine, deadline=clock.now + 3, priority=Priority.HIGH, **asked),
+        ]
+        tasks = [asyncio.create_task(worker.draw(each)) for each in inside]
+        await settle()
+        gate.open()
+        for task in (busy, *tasks):
+            assert isinstance(await task, Drawn)
+
+
+async def test_a_network_that_has_not_run_yet_is_given_a_try(clock: Clock, engine: Hooked) -> None:
+    async with running(clock) as worker:
+        assert await worker.draw(request(engine, min_draws=1000, max_draws=1000, deadline=clock.now + 0.5))
+
+
+def test_small_passes_say_nothing_of_what_large_ones_take() -> None:
+    pace = Pace()
+    pace.note(0.001, 10)
+    assert pace.at_least(10, 1000) == pytest.approx(0.001)
+    assert pace.at_least(10_000, 1000) == pytest.approx(0.001)
+    pace.note(0.01, 1000)
+    assert pace.at_least(10_000, 1000) == pytest.approx(0.1)
+    for _ in range(100):
+        pace.note(0.001, 10)  # the load falls, and passes are small again
+    assert pace.at_least(10_000, 1000) == pytest.approx(0.1)
+
+
+def test_a_machine_that_slows_down_is_noticed_in_the_end() -> None:
+    pace = Pace()
+    pace.note(0.01, 1000)
+    for _ in range(100):
+        pace.note(0.02, 1000)
+    assert pace.at_least(1000, 1000) == pytest.approx(0.02)
