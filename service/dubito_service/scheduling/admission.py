@@ -70,10 +70,11 @@ def come_back(seconds: float) -> float:
 
 
 def check_deadline(left: float, own: float, ahead: Callable[[], float]) -> None:
-    """Refuse what cannot be answered within `left` seconds; all estimates are bounds from below.
+    """Refuse what cannot be answered within `left` seconds.
 
-    `own`: seconds that the request alone takes at least; `ahead`: those of what is due before it, asked for only where
-    it matters. Raises `DeadlineMissed` where even an idle server could not, `QueueFull` where the queue is in the way.
+    `own`: seconds that the request alone takes at least; `ahead`: an estimate of those of what is due before it, asked
+    for only where it matters. Raises `DeadlineMissed` where even an idle server could not, `QueueFull` where the queue
+    is in the way.
     """
     if own > left:
         raise DeadlineMissed(

@@ -1,4 +1,4 @@
-"""The pace: how fast work has been done lately, to say how long more of it will take."""
+"""The pace: how fast work has been done lately, to say how long more of it will take, and how wrong that was."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _DECAY = 0.8  # of what earlier steps say of the speed
 _FORGETTING = 1.02  # by which the fastest rate is taken to have slowed, a pass
+_MEMORY = 0.97  # of what earlier waits say: some thirty of them count
 _FULL = 0.5  # of a full pass: one of this size or more tells what many of them take
 
 
@@ -42,3 +43,22 @@ class Pace:
         work than the largest one had.
         """
         return self.fastest * (work if self.largest >= _FULL * full else min(work, self.largest))
+
+
+@dataclass(slots=True)
+class Hindsight:
+    """By how much waits have turned out longer, lately, than a bound from below had them: decayed sums of both."""
+
+    took: float = 0.0  # seconds
+    bound: float = 0.0
+
+    def note(self, took: float, bound: float) -> None:
+        """Add a wait that has ended; one for which there was no bound tells nothing."""
+        if bound > 0.0:
+            self.took = _MEMORY * self.took + took
+            self.bound = _MEMORY * self.bound + bound
+
+    @property
+    def factor(self) -> float:
+        """What a bound is to be multiplied by for an estimate; at least 1."""
+        return max(1.0, self.took / self.bound) if self.bound else 1.0

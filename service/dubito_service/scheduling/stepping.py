@@ -56,7 +56,6 @@ class Stepper:
     ) -> None:
         self.counters = Counters()
         self.pace = Pace()
-        self.slowest = 0.0  # seconds of a row and draw of the slowest network, at its fastest
         self.paces: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()
         self._limits = limits
         self._clock = clock
@@ -94,14 +93,14 @@ class Stepper:
             if (now := self._clock()) - handed >= _HAND_OVER_SECONDS:
                 self._hand_over(jobs)
                 handed = now
-        self.counters.steps += 1
         seconds = self._clock() - began
         if work := sum(each.rows * each.draws for each in self._passed):
             self.pace.note(seconds, work)
             self._tell_of(jobs, step.work, self.counters.prefixes - prefixes, seconds)
+        self.counters.steps += 1
 
     def _tell_of(self, jobs: Sequence[DrawJob], work: float, prefixes: int, seconds: float) -> None:
-        """Tell whoever counts of the step; before its outcomes cross to the loop, so that nothing is counted late."""
+        """Tell whoever counts of the step; before its last outcomes cross to the loop."""
         self._watch(
             StepReport(
                 passes=tuple(self._passed),
@@ -180,6 +179,7 @@ class Stepper:
             job.first_pass = began if job.first_pass is None else job.first_pass
             job.compute_seconds += ended - began
             job.since = ended
+            job.enough = ended if job.enough is None and job.ready else job.enough
         self._finish([job for job in moved if not job.wanted], StopReason.MAX_DRAWS)
         self._tell([job for job in moved if job.watcher is not None and job.outcome is None])
 
@@ -207,7 +207,6 @@ class Stepper:
         self.counters.work += rows * draws
         pace = self.paces.setdefault(jobs[0].engine, Pace())
         pace.note(seconds, rows * draws)
-        self.slowest = max(self.slowest, pace.fastest)
         self._passed.append(PassReport(request.model, request.version, True, len(jobs), rows, draws, seconds))
 
     def _tell(self, jobs: Sequence[DrawJob]) -> None:

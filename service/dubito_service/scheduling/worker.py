@@ -16,7 +16,10 @@ from dubito_service.reports import Watch, ignore
 from dubito_service.scheduling.admission import Admission, check_deadline
 from dubito_service.scheduling.dispatching import Clock, Dispatcher
 from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits
+from dubito_service.scheduling.pace import Hindsight
 from dubito_service.scheduling.stepping import Counters, Stepper
+
+_LONGER = 1.5  # than it was waited for, what nobody waited for to the end may have taken
 
 
 class DeviceWorker:
@@ -45,6 +48,8 @@ class DeviceWorker:
         self._stepper = Stepper(limits, clock, watch, dispatcher.hand_over, dispatcher.tell, lambda: held.work)
         self._rescues: set[asyncio.Task[None]] = set()
         self._least_queued = 0  # rows x draws, as few as answer all that is in flight
+        self._seconds_queued = 0.0  # that these take at least
+        self._hindsight = Hindsight()
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
@@ -122,29 +127,43 @@ class DeviceWorker:
         )
         pace = self._stepper.pace.seconds_per_unit
         with self.admission.hold(request.model, request.caller, request.work, pace):
-            if deadline is not None:
-                self._check_deadline(job, deadline - now)
+            own = self._stepper.at_least(job.engine, request.least_work)
+            job.bound = own + self._seconds_queued
+            ahead = self._hindsight.factor * self._seconds_queued + self._stepper.pace.last
+            if deadline is not None and own + ahead > deadline - now:  # else there is no need to look at each
+                check_deadline(deadline - now, own, lambda: self._seconds_before(job))
             with self._dispatcher.carry(job, self._due(deadline)):
                 self._least_queued += request.least_work
+                self._seconds_queued += own
                 try:
                     yield job
                 finally:
                     self._least_queued -= request.least_work
+                    self._seconds_queued -= own
+                    self._look_back(job)
 
-    def _check_deadline(self, job: DrawJob, left: float) -> None:
-        """Refuse what cannot be met at the fastest that was seen; a network that never ran is let in."""
-        least = job.request.least_work
-        if (least + self._least_queued) * self._stepper.slowest > left:  # else there is no need to look at each
-            own = self._stepper.at_least(job.engine, least)
-            check_deadline(left, own, lambda: self._seconds_before(job))
+    def _look_back(self, job: DrawJob) -> None:
+        """Learn from how long a job has waited for its least draws; of one that never had them, that it was longer."""
+        waited = (self._clock() if job.enough is None else job.enough) - job.arrived - self._limits.reply_seconds
+        if job.enough is not None:
+            self._hindsight.note(max(0.0, waited), job.bound)
+        elif waited > job.bound * self._hindsight.factor:
+            self._hindsight.note(_LONGER * waited, job.bound)
 
     def _seconds_before(self, newcomer: DrawJob) -> float:
-        """Return how long it takes at least to answer whoever goes before a newcomer."""
+        """Estimate how long it takes to answer whoever goes before a newcomer.
+
+        The bound from below supposes full passes that everybody shares. Where seeds, shapes and networks are many they
+        are neither, and what bounds were worth lately tells by how much.
+        """
         own, work = newcomer.turn(self._limits.patience_seconds), dict[Engine, int]()
         for job in self._dispatcher.waiting:
             if job.turn(self._limits.patience_seconds) < own:
                 work[job.engine] = work.get(job.engine, 0) + job.least_left
-        return sum(self._stepper.at_least(engine, left) for engine, left in work.items())
+        if not work:
+            return 0.0
+        least = sum(self._stepper.at_least(engine, left) for engine, left in work.items())
+        return self._hindsight.factor * least + self._stepper.pace.last  # which is under way
 
     def _expire(self, job: DrawJob) -> None:
         """Let go of a caller whose time is up while a pass lasts: with what has been drawn, where that will do."""

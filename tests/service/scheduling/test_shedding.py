@@ -38,12 +38,13 @@ class World:
     worker: DeviceWorker
     loop: asyncio.AbstractEventLoop
     coming: list[Call]
+    overhead: float = 0.0  # seconds of every pass, whatever it holds
     flying: set[asyncio.Task[None]] = field(default_factory=set)
 
     def during(self, this: Pass) -> None:
         """What a pass takes; called in the device thread, which waits until the loop has taken note."""
         asyncio.run_coroutine_threadsafe(self._settle(), self.loop).result(60)
-        self.clock.now += UNIT * sum(this.rows) * this.draws
+        self.clock.now += self.overhead + UNIT * sum(this.rows) * this.draws
         asyncio.run_coroutine_threadsafe(self._arrive(), self.loop).result(60)
 
     async def live(self) -> None:
@@ -123,6 +124,34 @@ async def test_at_three_times_its_capacity_answers_meet_deadlines_refusals_come_
     assert sum(draws(call) < MOST for call in answered) > 300
     assert worker.counters.shed > 0
     assert all(draws(call) == MOST for call in calls if call.when > start + 22)  # two seconds after the load fell
+    worker.close()
+    assert worker.join(30)
+
+
+async def test_overload_by_requests_that_share_no_pass_is_noticed_and_refused(clock: Clock, engine: Hooked) -> None:
+    """Each with a seed of its own, ten seconds at three times the capacity: the cost is the passes', not the draws'."""
+    worker = DeviceWorker(limits(overload_seconds=0.5, step_seconds=0.05, reply_seconds=0.02), clock)
+    worker.start()
+    start, overhead = clock.now, 0.02
+    capacity = 1 / (overhead + UNIT * LEAST)
+    calls = [
+        Call(when, request(engine, shift=i, seed=i, deadline=when + 1.0, min_draws=LEAST, max_draws=MOST))
+        for i, when in enumerate(start + i / (3 * capacity) for i in range(int(30 * capacity)))
+    ]
+    world = World(clock, worker, asyncio.get_running_loop(), list(calls), overhead)
+    engine.hook = world.during
+    await world.live()
+
+    settled = [call for call in calls if call.when > start + 3]  # by then it has noticed
+    late = [call for call in settled if isinstance(call.outcome, DeadlineMissed)]
+    refused = [call for call in settled if isinstance(call.outcome, QueueFull)]
+    answered = [call for call in calls if isinstance(call.outcome, Drawn)]
+    assert len(late) <= 0.05 * len(settled)
+    assert len(refused) >= 0.5 * len(settled)
+    assert all(call.ended == call.when for call in refused)
+    # The timer that lets go of whoever is behind a pass runs by another clock: so within a step of it.
+    assert all(call.ended <= (call.asked.deadline or 0.0) + 0.06 for call in answered)
+    assert len(answered) >= 0.9 * capacity * (world.clock.now - start)
     worker.close()
     assert worker.join(30)
 
