@@ -39,7 +39,7 @@ from dubito_service.telemetry.prometheus import Telemetry
 from dubito_service.versions.registry import Entry
 from networks import sample
 
-DASHBOARD = Path(__file__).parents[2] / "service" / "dashboards" / "dubito.json"
+DASHBOARD = Path(__file__).parents[3] / "service" / "dashboards" / "dubito.json"
 MODEL = {"model": "mlp", "version": "1"}
 
 
