@@ -26,9 +26,10 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
-# A process for every core, one thread each; a file's tests stay together, as they share what they packed.
+# A process for every core, one thread each; a file's tests stay together, as they share what they packed, and files
+# keep their order, so that slow ones of few tests are not the last.
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py

@@ -88,9 +88,8 @@ def test_the_command_line_predicts_the_file(target: str, folder: Path, expected:
 
 
 def test_the_readmes_example_runs(target: str) -> None:
-    [example] = [
-        each for each in re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL) if "houses" in each
-    ]
+    examples: list[str] = re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    [example] = [each for each in examples if "houses" in each]
     program = example.replace("localhost:50051", target)
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert len(done.stdout.splitlines()) == 3

@@ -176,7 +176,8 @@ def test_traces_are_made_where_the_environment_asks_for_them(environment: dict[s
 
 def test_where_nobody_asks_nothing_of_opentelemetry_is_imported() -> None:
     code = (
-        "import sys; from dubito_service import server; from dubito_service.telemetry import tracing; assert tracing.open_tracer({}) is None; "
+        "import sys; from dubito_service import server; from dubito_service.telemetry import tracing; "
+        "assert tracing.open_tracer({}) is None; "
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
