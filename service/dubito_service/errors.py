@@ -220,13 +220,13 @@ def refusal(error: Exception) -> Refusal | None:
     return Refusal(code, message, ((DETAILS, status.SerializeToString()),))
 
 
-def told(error: Exception, method: str) -> Refusal:
+def told(error: BaseException, method: str) -> Refusal:
     """Return the status that a caller is told; of what is not its to know an id, which stands in the log."""
-    found = refusal(error)
+    found = refusal(error) if isinstance(error, Exception) else None
     if found is not None:
         return found
     number = secrets.token_hex(4)
-    log.error("request failed method=%s error_id=%s", method, number, exc_info=error)
+    log.error("call failed method=%s error_id=%s", method, number, exc_info=error)
     return Refusal(grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has more under this id")
 
 

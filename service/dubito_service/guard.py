@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -27,16 +25,14 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from dubito_models.errors import InvalidArgument
-from dubito_service.errors import ClientIdle, Draining, Refusal, refusal
-from dubito_service.reports import Watch, ignore
+from dubito_service.errors import ClientIdle, Draining, Refusal, told
+from dubito_service.reports import ignore
 from dubito_service.security.access import Access, bearer
 from dubito_service.security.callers import caller_of
 from dubito_service.security.concurrency import CallLimits, Concurrency
 from dubito_service.security.patience import Patience, Watchdog
 from dubito_service.security.scopes import PROBES, Scope, scope_of
 from dubito_service.telemetry.journal import Journal, Visit
-
-log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a string: not generic when it runs
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,7 +104,6 @@ class Guard(grpc.aio.ServerInterceptor):
         services: Collection[str],
         access: Access | None = None,
         limits: CallLimits | None = None,
-        watch: Watch = ignore,
         clock: Clock = time.monotonic,
         journal: Journal | None = None,
     ) -> None:
@@ -118,7 +113,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._limits = limits or CallLimits()
         self._concurrency = Concurrency(self._limits)
         self._watchdog = Watchdog(self._limits.idle_seconds, clock)
-        self._journal = journal or Journal(watch, clock)
+        self._journal = journal or Journal(ignore, clock)
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -255,12 +250,7 @@ def _reason(error: BaseException, patience: Patience | None, route: _Route) -> R
             return None
         task.uncancel()
         error = ClientIdle("the client has kept the call waiting for too long: it neither sends nor reads")
-    found = refusal(error) if isinstance(error, Exception) else None
-    if found is None:
-        number = secrets.token_hex(4)
-        log.error("call failed method=%s error_id=%s", route.method, number, exc_info=error)
-        return Refusal(grpc.StatusCode.INTERNAL, f"internal error {number}; the server's log has more under this id")
-    return found
+    return told(error, route.method)
 
 
 async def _abort(context: Context, found: Refusal, visit: Visit) -> None:

@@ -27,6 +27,7 @@ from dubito_service.security.callers import caller_of
 from dubito_service.security.concurrency import CallLimits
 from dubito_service.security.scopes import Scope
 from dubito_service.security.tokens import Tokens, add_token, new_secret
+from dubito_service.telemetry.journal import Journal
 
 from .wire import detail
 
@@ -97,7 +98,8 @@ class Inside:
     def __init__(self, **choices: Any) -> None:
         self.servicer = Scripted()
         self.reports: list[Report] = []
-        self.guard = Guard(("dubito.v1.UncertaintyService",), watch=self.reports.append, **choices)
+        journal = Journal(self.reports.append, time.monotonic)
+        self.guard = Guard(("dubito.v1.UncertaintyService",), journal=journal, **choices)
         self.server = grpc.aio.server(
             interceptors=[self.guard],
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", LIMIT)],

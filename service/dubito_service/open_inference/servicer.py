@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +16,7 @@ from dubito_models.errors import InvalidArgument, NotImplementedYet
 from dubito_protos import open_inference_pb2 as pb
 from dubito_protos import open_inference_pb2_grpc as pb_grpc
 from dubito_service.asking import RequestLimits, StandardRequest
-from dubito_service.errors import NotServed, StillLoading, refusal
+from dubito_service.errors import NotServed, StillLoading, told
 from dubito_service.open_inference import messages, model_messages
 from dubito_service.open_inference.datatypes import TEXT
 from dubito_service.open_inference.messages import Inference, Served, find_served
@@ -31,11 +29,10 @@ from dubito_service.security.callers import caller_of
 from dubito_service.versions.policy import Policy
 from dubito_service.versions.registry import Registry
 
-log = logging.getLogger(__name__)
-
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
+_STREAM = f"/{SERVICE}/ModelStreamInfer"
 _MANY_TEXTS = 2**15  # bytes
 # Of Triton's extension, and why not.
 _UNSERVED = {
@@ -143,11 +140,11 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer the requests of a stream as they come, each on its own; a refusal ends its request alone."""
-        metadata = dict(context.invocation_metadata() or ())
+        caller, metadata = caller_of(context), dict(context.invocation_metadata() or ())
         strict = metadata.get("triton_grpc_error") == "true"
 
         async def answer(request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelStreamInferResponse]:
-            call = self._predictor.call(context.time_remaining(), caller_of(context))
+            call = self._predictor.call(context.time_remaining(), caller)
             try:
                 async with contextlib.aclosing(self._answers(request, call)) as replies:
                     async for reply in replies:
@@ -155,7 +152,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             except Exception as error:
                 if strict:
                     raise
-                yield messages.write_refusal(request, _say(error))
+                yield messages.write_refusal(request, told(error, _STREAM).message)
 
         replies = answer_each(request_iterator, answer, self._profile.stream_requests)
         async with contextlib.aclosing(replies):
@@ -259,13 +256,3 @@ def _within(call: Call, inference: Inference) -> Call:
     """Return a call with its request's own timeout, where that ends before its deadline."""
     timeout = inference.options.timeout
     return call if timeout is None else replace(call, deadline=soonest(call.deadline, call.arrived + timeout))
-
-
-def _say(error: Exception) -> str:
-    """Return what a caller may know of an error; of one that is not its own an id, which stands in the log."""
-    found = refusal(error)
-    if found is not None:
-        return found.message
-    number = secrets.token_hex(4)
-    log.error("request failed method=/%s/ModelStreamInfer error_id=%s", SERVICE, number, exc_info=error)
-    return f"internal error {number}; the server's log has more under this id"

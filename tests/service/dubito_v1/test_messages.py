@@ -14,7 +14,6 @@ from calibrations import calibration
 from dubito_models.calibration import Reached, Selective
 from dubito_models.calibration.conformal import fit_classes
 from dubito_models.errors import InvalidArgument
-from dubito_models.manifest import ColumnEntry
 from dubito_models.package import ModelVersion, load_version
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
 from dubito_models.sampling import SamplingSpec
@@ -28,6 +27,8 @@ from dubito_service.errors import NotServed
 from dubito_service.observing.observer import Issued
 from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.versions.registry import Entry, Registry
+
+from ..tables import with_table
 
 Packed = Callable[[str], ModelVersion]
 Break = Callable[[pb.PredictRequest], object]
@@ -404,16 +405,7 @@ def test_a_model_is_described_whole(registry: Registry) -> None:
 @pytest.fixture
 def table(packed: Packed) -> Registry:
     """A model whose second input is a table; its network is not looked at."""
-    version = packed("two-inputs")
-    columns = (
-        ColumnEntry(name="area", kind="number", allow_nan=True),
-        ColumnEntry(name="city", kind="category", categories=("Bern", "Rome"), allow_nan=True),
-        ColumnEntry(name="rooms", kind="number"),
-    )
-    tokens, features = version.manifest.inputs
-    inputs = (tokens, features.model_copy(update={"columns": columns, "allow_nan": True}))
-    manifest = version.manifest.model_copy(update={"inputs": inputs})
-    return Registry([Entry("price", 1, ModelVersion(version.folder, manifest, version.engine, version.standard))])
+    return Registry([Entry("price", 1, with_table(packed("two-inputs")))])
 
 
 def test_a_tables_columns_are_described(table: Registry) -> None:

@@ -20,7 +20,7 @@ from dubito_service.open_inference.messages import Inference, find_served, read_
 from dubito_service.open_inference.options import SAMPLING, SCHEDULING
 from dubito_service.versions.registry import Entry, Registry
 
-from .tables import with_table
+from ..tables import with_table
 from .wire import parameter, texts
 
 LIMITS = RequestLimits(max_rows=50, max_draws=1000, max_work=20_000, max_message_bytes=2**16)

@@ -34,7 +34,7 @@ from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.versions.registry import Entry, Registry
 
-from .tables import with_table
+from ..tables import with_table
 from .wire import DATATYPES, Value, arrays, asking, parameter, put, said, texts
 
 Packed = Callable[[str], ModelVersion]
