@@ -79,11 +79,13 @@ $(FOREIGN)/.venvs/perf-analyzer/.installed: $(FOREIGN)/requirements/perf-analyze
 	cd $(@D) && apt-get download --quiet libb64-0d && dpkg --extract libb64-0d_*.deb .
 	touch $@
 
-# Calls through Ray Serve on a Ray cluster of this machine, in a virtual environment of its own.
+# Calls through Ray Serve, and tables scored by Ray Data, on a Ray cluster of this machine, in a virtual environment of
+# its own.
 RAY_VENV ?= .venv-ray
 
 ray-check: $(RAY_VENV)/.installed
-	OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -W default --disable-warnings tests/deploy/test_ray_serve.py
+	OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -W default --disable-warnings \
+		tests/deploy/test_ray_serve.py tests/scoring/test_ray_engine.py
 
 $(RAY_VENV)/.installed: pyproject.toml
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)

@@ -48,7 +48,7 @@ def compose_page(assessment: Assessment, plates: Sequence[Plate]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["inline"] = _inline
+    environment.filters["inline"] = inline
     card = assessment.card
     return environment.get_template("page.html.j2").render(
         identity=assessment.identity,
@@ -78,7 +78,8 @@ def _feature_names(examples: Sequence[Example]) -> list[str]:
     return [name for name, _ in examples[0].features[:MOST_FEATURES]] if examples else []
 
 
-def _inline(png: bytes) -> str:
+def inline(png: bytes) -> str:
+    """Return a picture as a page holds it."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 

@@ -1,0 +1,168 @@
+"""Scoring: blocks of a table in, the same blocks with predictions and their uncertainty out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import pyarrow as arrow
+from numpy.typing import NDArray
+
+from dubito_batch.answers import Asked, Described, Scored, assemble
+from dubito_batch.features import FeatureMap, check_columns, map_columns, read_features
+from dubito_batch.remote import RemoteScorer
+from dubito_batch.sources import find_files, read_blocks, read_schema
+from dubito_client.answers import InputSignature
+from dubito_client.client import Client
+from dubito_client.errors import InvalidArgument, refused
+
+if TYPE_CHECKING:
+    from dubito_models.package import ModelVersion
+
+MOST_ROWS = 8192  # of a block, where nobody says otherwise
+_BLOCK_BYTES = 32 << 20  # of a block's inputs, likewise
+_FREE_SIZE = 512  # as which a free axis counts
+_AHEAD = 2  # blocks beside those that are scored, read already or waiting to be taken
+
+
+class Scorer(Protocol):
+    """One model that answers rows, here or at a server; several threads may call `score` at once."""
+
+    @property
+    def described(self) -> Described:
+        """What the model is."""
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of its draws."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads that call `score` at once are of use."""
+
+    @property
+    def passes(self) -> Mapping[str, int | str]:
+        """What rounding hangs on, beside all that: the same again wherever answers are to be the same to the bit."""
+
+    def score(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Answer rows (B, ...) of equal shapes, by input name: arrays (B, ...) by their names in a `Prediction`.
+
+        What it does not say is left out. Raises `InvalidArgument`, with the field `inputs[...].shape`, for sizes that
+        the model does not take.
+        """
+
+
+Source: TypeAlias = str | os.PathLike[str] | arrow.Table | arrow.RecordBatch | Iterable[arrow.RecordBatch]
+Model: TypeAlias = "ModelVersion | Scorer | tuple[Client, str]"
+
+
+def choose_batch_rows(inputs: Sequence[InputSignature]) -> int:
+    """Return the largest power of two up to 8192 of which the inputs take at most 32 MiB; free axes count as 512."""
+    row = sum(
+        math.prod(_FREE_SIZE if size is None else size for size in entry.shape[1:]) * np.dtype(entry.dtype).itemsize
+        for entry in inputs
+    )
+    return 1 << (max(1, min(MOST_ROWS, _BLOCK_BYTES // max(1, row))).bit_length() - 1)
+
+
+def score_block(block: arrow.RecordBatch, mapping: FeatureMap, scorer: Scorer) -> arrow.RecordBatch:
+    """Score the rows of a block: its own columns come first, then those of `result_schema`.
+
+    Rows of a size that the model does not take have a problem, as those have whose cells are bad.
+    """
+    features = read_features(block, mapping)
+    problems, scored = dict(features.problems), []
+    for group in features.groups:
+        try:
+            scored.append(Scored(group.rows, scorer.score(group.inputs)))
+        except InvalidArgument as error:
+            if not error.field.endswith("].shape"):
+                raise
+            problems |= dict.fromkeys(group.rows.tolist(), str(error))
+    return assemble(block, scored, problems, scorer.described, scorer.asked)
+
+
+def score(
+    source: Source,
+    model: Model,
+    asked: Asked | None = None,
+    *,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    batch_rows: int | None = None,
+) -> Iterator[arrow.RecordBatch]:
+    """Score a table, and yield it block by block in its order, each with the columns of `result_schema`.
+
+    `source`: a path, glob or URL as `dubito score --input` takes it, a table, or batches. `model`: a version that is
+    loaded here, a client with a model's name, or a scorer, which knows what is asked. `columns`: which of the table's
+    feed which input, by its name or a glob; by themselves by their names. `batch_rows`: of a block, at most. Few
+    blocks are in memory at once. Raises `InvalidArgument`, and the errors of the scorer.
+    """
+    scorer = open_scorer(model, asked)
+    rows = choose_batch_rows(scorer.described.inputs) if batch_rows is None else batch_rows
+    if rows < 1:
+        raise refused("batch_rows", rows, "at least 1")
+    blocks = _mapped(source, scorer, columns, rows)
+    return _score_all(blocks, scorer)
+
+
+def open_scorer(model: Model, asked: Asked | None = None) -> Scorer:
+    """Return the scorer of a version that is loaded here, or of a client and a model's name; a scorer as it is."""
+    if isinstance(model, tuple):
+        return RemoteScorer(*model, asked)
+    if hasattr(model, "manifest"):
+        from dubito_batch.local import LocalScorer  # needs torch
+
+        return LocalScorer(cast("ModelVersion", model), asked)
+    if asked not in (None, model.asked):
+        raise refused("asked", asked, "nothing beside a scorer, which knows what is asked")
+    return model
+
+
+def _mapped(
+    source: Source, scorer: Scorer, columns: Mapping[str, Sequence[str]] | None, batch_rows: int
+) -> Iterator[tuple[arrow.RecordBatch, FeatureMap]]:
+    """Yield blocks and what feeds the inputs; the columns that the first has are looked for in all."""
+    if isinstance(source, str | os.PathLike):
+        files = find_files(os.fspath(source))
+        mapping = map_columns(scorer.described.inputs, read_schema(files[0]), columns)
+        for file in files:
+            check_columns(mapping, read_schema(file))
+            for block in read_blocks(file, batch_rows):
+                yield block, mapping
+        return
+    if isinstance(source, arrow.RecordBatch):
+        source = [source]
+    batches = iter(source.to_batches(batch_rows) if isinstance(source, arrow.Table) else source)
+    first = next(batches, None)
+    if first is None:
+        return
+    mapping = map_columns(scorer.described.inputs, first.schema, columns)
+    schema = first.schema
+    for batch in chain([first], batches):
+        if batch.schema != schema:
+            check_columns(mapping, batch.schema)
+            schema = batch.schema
+        for start in range(0, batch.num_rows, batch_rows):
+            yield batch.slice(start, batch_rows), mapping
+
+
+def _score_all(blocks: Iterator[tuple[arrow.RecordBatch, FeatureMap]], scorer: Scorer) -> Iterator[arrow.RecordBatch]:
+    """Score blocks in threads, and yield them in their order."""
+    waiting: deque[Future[arrow.RecordBatch]] = deque()
+    with ThreadPoolExecutor(scorer.threads) as pool:
+        try:
+            for block, mapping in blocks:
+                waiting.append(pool.submit(score_block, block, mapping, scorer))
+                if len(waiting) >= scorer.threads + _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

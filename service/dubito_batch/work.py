@@ -1,0 +1,126 @@
+"""The work of a job: which blocks are missing, and what makes a part of one, in whatever process that is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as arrow
+from pyarrow import compute
+
+from dubito_batch.answers import PROBLEM, STATUS
+from dubito_batch.features import FeatureMap, check_columns
+from dubito_batch.ledger import Ledger
+from dubito_batch.parts import Folder, Place, encode_part
+from dubito_batch.scoring import Scorer, score_block
+from dubito_batch.sources import count_rows, read_blocks, read_schema
+from dubito_batch.summary import DRAWS, count_invalid, first_problem
+from dubito_client.errors import refused
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive blocks of one input file."""
+
+    first: Place
+    blocks: int | None  # None: all to the end of the file
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of one input file, before or after scoring."""
+
+    place: Place
+    rows: arrow.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is told of a part that was written."""
+
+    rows: int
+    invalid: int
+    draws: int
+    size: int  # bytes that its block took in memory, in all its forms together
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job has to do; `strict`: a row that cannot be scored is an error."""
+
+    folder: Folder
+    ledger: Ledger
+    mapping: FeatureMap
+    strict: bool = False
+
+    def total(self) -> int | None:
+        """Count the rows of the input; None where it does not say."""
+        total = 0
+        for file in self.ledger.files:
+            rows = count_rows(file)
+            if rows is None:
+                return None
+            total += rows
+        return total
+
+    def done(self) -> tuple[frozenset[Place], int]:
+        """Return the blocks whose parts are there, and how many rows these have: all but a file's last are full.
+
+        Raises `InvalidArgument` where the work is strict and they hold a row that could not be scored.
+        """
+        done = self.folder.parts()
+        if self.strict:
+            for place in sorted(done):
+                self._check(place, self.folder.read_part(place, (STATUS, PROBLEM)))
+        last = {place.file: place for place in sorted(done)}
+        ends = sum(int(self.folder.read_part(place, (STATUS,)).num_rows) for place in last.values())
+        return done, ends + (len(done) - len(last)) * self.ledger.batch_rows
+
+    def missing(self, done: Iterable[Place]) -> Iterator[Stretch]:
+        """List what is still to be done, in the order of the input."""
+        blocks: dict[int, set[int]] = {}
+        for place in done:
+            blocks.setdefault(place.file, set()).add(place.block)
+        for file in range(len(self.ledger.files)):
+            for first, count in gaps(blocks.get(file, set())):
+                yield Stretch(Place(file, first), count)
+
+    def read(self, stretch: Stretch) -> Iterator[Block]:
+        """Read the blocks of a stretch; none where the file ends before it."""
+        first, file = stretch.first, self.ledger.files[stretch.first.file]
+        check_columns(self.mapping, read_schema(file))
+        found = islice(read_blocks(file, self.ledger.batch_rows, first.block), stretch.blocks)
+        return (Block(Place(first.file, number), rows) for number, rows in enumerate(found, first.block))
+
+    def score(self, block: Block, scorer: Scorer) -> Block:
+        """Score a block."""
+        scored = score_block(block.rows, self.mapping, scorer)
+        if self.strict:
+            self._check(block.place, scored)
+        return Block(block.place, scored)
+
+    def write(self, scored: Block) -> Written:
+        """Make a part of a block that is scored."""
+        rows, content = scored.rows, encode_part(scored.rows)
+        self.folder.put(scored.place.name, content)
+        draws = compute.sum(rows[DRAWS]).as_py() or 0
+        return Written(rows.num_rows, count_invalid(rows), draws, rows.nbytes + 2 * len(content))
+
+    def _check(self, place: Place, scored: arrow.RecordBatch | arrow.Table) -> None:
+        found = first_problem(scored)
+        if found is not None:
+            at, problem = found
+            row, file = place.block * self.ledger.batch_rows + at, self.ledger.files[place.file].url
+            given = f"row {row} (from 0) of {file}, which cannot be scored ({problem})"
+            raise refused("input", given, "with --strict, only rows that can be scored")
+
+
+def gaps(done: set[int]) -> Iterator[tuple[int, int | None]]:
+    """List the missing blocks of a file, given those that are done: the first and how many; None for all others."""
+    first = 0
+    for block in sorted(done):
+        if block > first:
+            yield first, block - first
+        first = block + 1
+    yield first, None
