@@ -85,14 +85,16 @@ class Settings:
     truth: int = 16_384
     memory_rows: tuple[int, ...] = (1, 8, 32)
     memory_ways: tuple[str, ...] = (LOOP, REPEAT, *ALL_OURS)
-    settled: tuple[str, ...] = ("mlp-.2", "mlp-.5", "cnn-spatial")  # the networks whose decisions are settled
+    settled: tuple[str, ...] = ("mlp-.2", "mlp-.5")  # the networks whose decisions are settled
     ladder: tuple[int, ...] = (10, 20, 40, 80, 160, 320, 640, 1280)  # draws of the others
     settled_seeds: int = 5
+    settled_rows: int = 360  # of the test digits
 
 
 QUICK = Settings(
     rows=(1, 8), draws=(16, 64), steps=40, rounds=(2, 2), seeds=8, truth=2048, memory_rows=(8,),
     memory_ways=(REPEAT, OURS), settled=("mlp-.2",), ladder=(20, 160), settled_seeds=2,
+    settled_rows=100,
 )  # fmt: skip
 QUICK_CASES = ("mlp-.2", "lstm")
 
@@ -541,7 +543,11 @@ def measure_case(name: str, settings: Settings, threads: int) -> dict[str, Any]:
                 for count, draws in itertools.product(settings.rows, settings.draws)
             ],
             **(
-                {"settled decisions": find_settled(subject, choose_rows(CASES[name], subject.network, 360), settings)}
+                {
+                    "settled decisions": find_settled(
+                        subject, choose_rows(CASES[name], subject.network, settings.settled_rows), settings
+                    )
+                }
                 if name in settings.settled
                 else {}
             ),

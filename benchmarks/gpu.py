@@ -52,6 +52,7 @@ from dubito_models.heads import Head
 from dubito_models.precision import Precision
 from dubito_models.predictive import Classification
 from dubito_models.program import StochasticProgram
+from dubito_models.recording import CudaGraphs, Recorder
 from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
 
@@ -241,7 +242,8 @@ def prepare(
     check["many draws at once"] = vmapped
     size = masks.group_size
     defaults = Defaults(choose_default_draws(size), 0, Design.BALANCED)
-    engine = Engine(program, masks, Head.LOGITS, defaults, vmapped=vmapped)
+    recorder = Recorder(CudaGraphs(device), program.select) if device.type == "cuda" else None
+    engine = Engine(program, masks, Head.LOGITS, defaults, vmapped=vmapped, recorder=recorder)
     ways: dict[str, Way] = {
         LOOP: draw_by_loop(network, precision, device),
         REPEAT: RepeatedBatch(network, precision, device),

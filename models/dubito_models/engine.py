@@ -41,6 +41,7 @@ from dubito_models.predictive import (
     to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
+from dubito_models.recording import Recorder
 from dubito_models.refining import Refiner
 from dubito_models.sampling import Estimator, Plan, SamplingSpec
 from dubito_models.sites import SiteKind
@@ -52,6 +53,7 @@ _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose ca
 _USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
 _FEW_DRAWS = 64  # that may ride one pass, whatever their number
 _ROW_MASKS = 1 << 22  # elements, at most, of masks that rows do not share, at a time
+_KEPT_PLANS = 256  # callers that differ in what they ask are few, their requests many
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,12 @@ class Engine:
         noise_variance: Array | None = None,
         pass_bytes: int = PASS_BYTES,
         vmapped: bool = True,
+        recorder: Recorder | None = None,
     ) -> None:
-        """Set up; `pass_bytes`: what the largest value of a pass may take, however many draws are asked."""
+        """Set up; `pass_bytes`: what the largest value of a pass may take, however many draws are asked.
+
+        `recorder`: records passes that are made often, where there is a device that can.
+        """
         self.program = program
         self.masks = masks
         self.head = head
@@ -128,14 +134,26 @@ class Engine:
         self._noise_variance = noise_variance
         self._pass_bytes = pass_bytes
         self._timed: dict[int, int] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self.refiner = Refiner(program, masks, head)
         self.vmaps = vmapped
+        self._recorder = recorder
 
     def plan(self, spec: SamplingSpec, affordable: int | None = None, calibration: Calibration | None = None) -> Plan:
         """Fill in what was calibrated, else the version's defaults; balanced draws are rounded up to whole groups.
 
         `affordable`: the most draws that a stopping rule may take where its caller sets no limit.
         """
+        key = (spec, affordable, None if calibration is None else calibration.id)
+        found = self._plans.get(key)
+        if found is None:
+            found = self._make_plan(spec, affordable, calibration)
+            if len(self._plans) >= _KEPT_PLANS:
+                self._plans.clear()
+            self._plans[key] = found
+        return found
+
+    def _make_plan(self, spec: SamplingSpec, affordable: int | None, calibration: Calibration | None) -> Plan:
         design = spec.design or self.defaults.design
         g = self.masks.group_size if design is Design.BALANCED else 1
         if spec.scope is MaskScope.ROW:
@@ -288,7 +306,8 @@ class Engine:
             count = min(chunk, first + draws - start)
             masks = self.masks.draws(boundary.symbols, plan.seed, plan.design, start, count)
             run = self.program.many if self.vmaps and (count > 1 or self.program.fan_out > 1) else self.program.loop
-            parts.append(run(boundary, masks))
+            recorder = self._recorder
+            parts.append(run(boundary, masks) if recorder is None else recorder.run(run, boundary, masks))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _passes_by_row(

@@ -21,6 +21,7 @@ MAX_FAN_OUT = 64
 NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 DtypeName = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 DTYPES = get_args(DtypeName)
+_DTYPES = {name: np.dtype(name) for name in DTYPES}
 
 
 class _Stored(BaseModel):
@@ -126,11 +127,11 @@ def _describe(entry: InputSignature) -> str:
 
 def _read_input(entry: InputSignature, array: NDArray[Any], free: dict[str, tuple[str, int]]) -> Tensor:
     field = f"inputs[{entry.name!r}]"
-    if array.dtype.name != entry.dtype:
+    if array.dtype != _DTYPES[entry.dtype] and array.dtype.name != entry.dtype:  # a name takes long to find
         raise InvalidArgument(f"{field}.dtype", array.dtype.name, entry.dtype)
     if array.ndim != len(entry.shape):
         raise InvalidArgument(f"{field}.shape", f"rank {array.ndim} {array.shape}", _describe(entry))
-    if any(size is not None and size != given for size, given in zip(entry.shape, array.shape, strict=True)):
+    if any(size != given and size is not None for size, given in zip(entry.shape, array.shape, strict=True)):
         raise InvalidArgument(f"{field}.shape", str(array.shape), _describe(entry))
     if array.shape[0] < 1:
         raise InvalidArgument(f"{field}.shape", "0 rows", "at least 1 row")
@@ -146,10 +147,10 @@ def _read_input(entry: InputSignature, array: NDArray[Any], free: dict[str, tupl
             raise InvalidArgument(f"{field}.shape", f"{label} = {size}", accepted)
     if entry.columns is not None:
         _check_columns(entry.columns, array, field)
-    elif not entry.allow_nan and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    elif not entry.allow_nan and array.dtype.kind == "f" and not np.logical_and.reduce(np.isfinite(array), axis=None):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InvalidArgument(field, f"{array[where]} at {where}", "finite numbers")
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    native = array.astype(_DTYPES[entry.dtype], copy=False)
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 

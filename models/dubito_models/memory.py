@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
+
 
 def keep_imports() -> None:
     """Keep what is there now, modules above all, out of later collections, which then take some hundredths of a second.
@@ -20,6 +22,19 @@ def keep_imports() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def keep_pages() -> None:
+    """Have glibc keep what passes free for the next ones, up to a quarter of a GiB, in one arena for all threads.
+
+    Where it gives them back with every pass they come again page by page: up to a quarter of a small CNN's time in a
+    server, as measured. For a process to call when it starts; `give_back` returns what is kept. Other C libraries stay
+    as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20)):
+            mallopt(parameter, value)
 
 
 def give_back() -> None:

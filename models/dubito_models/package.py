@@ -36,6 +36,7 @@ from dubito_models.manifest import InputSignature, Manifest, SiteEntry, read_inp
 from dubito_models.precision import Precision, has_bfloat16_products
 from dubito_models.predictive import Predictive
 from dubito_models.program import StochasticProgram
+from dubito_models.recording import CudaGraphs, Recorder
 from dubito_models.sampling import SamplingSpec
 from dubito_models.sites import Site
 from dubito_models.standard import Evaluation, StandardPath, interpret
@@ -229,15 +230,16 @@ def open_version(
     program, vmapped = _open_program(exported, manifest, standard)
     if device is not None:
         program = program.to(device)
-    engine = _make_engine(program, manifest, pass_bytes, vmapped)
+    engine = make_engine(program, manifest, pass_bytes, vmapped)
     copies = []
     for other in others:
         program = _make_program(read_program(_read_checked(folder, PROGRAM, manifest)), manifest).to(other)
-        copies.append(_make_engine(program, manifest, pass_bytes, vmapped))
+        copies.append(make_engine(program, manifest, pass_bytes, vmapped))
     return ModelVersion(folder, manifest, engine, standard, copies)
 
 
-def _make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int, vmapped: bool) -> Engine:
+def make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int, vmapped: bool) -> Engine:
+    """Return an engine of a version's program that nobody has tuned; `vmapped`: whether its draws may be vmapped."""
     balanced = tuple(entry.balanced for entry in manifest.sites)
     noise = manifest.noise_variance
     return Engine(
@@ -248,6 +250,7 @@ def _make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int
         noise_variance=None if noise is None else np.asarray(noise),
         pass_bytes=pass_bytes,
         vmapped=vmapped,
+        recorder=Recorder(CudaGraphs(program.device), program.select) if program.device.type == "cuda" else None,
     )
 
 

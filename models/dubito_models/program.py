@@ -23,6 +23,7 @@ from dubito_models.export import ROWS
 from dubito_models.fanning import POINTS, Fan, Integral
 from dubito_models.leading import lead_with_draws
 from dubito_models.parts import Part, extract, ordered
+from dubito_models.pooling import replace_pools
 from dubito_models.precision import Precision, hold_weights, round_products
 from dubito_models.rewriting import (
     alpha_masked,
@@ -88,6 +89,7 @@ class StochasticProgram:
         """
         module = _lift(exported)
         functionalise(module.graph)
+        replace_pools(module.graph)
         _keep_output(module.graph, output)
         _prune(module.graph)
         _refuse_sizes_of_data(module.graph)

@@ -20,6 +20,7 @@ from dubito_models.audit import ROUNDING, audit, audit_rounding, difference
 from dubito_models.engine import Engine, wants
 from dubito_models.precision import Precision
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
+from dubito_models.recording import CudaGraphs, Recorder
 from dubito_models.sampling import SamplingSpec
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
@@ -297,3 +298,13 @@ def test_drawing_waits_for_nothing(name: str) -> None:
             there.advance([run], draws)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", WITH_FANS)
+def test_recorded_passes_answer_as_others_do(name: str) -> None:
+    plain = engines(name)[1]
+    recorder = Recorder(CudaGraphs(GPU), plain.program.select)
+    engine = Engine(plain.program, plain.masks, plain.head, plain.defaults, vmapped=plain.vmaps, recorder=recorder)
+    for count in (4, 4, 4, 4, 3, 4):
+        x = given(plain, rows(name, count))
+        assert_same_answer(plain.predict(x, SamplingSpec(max_draws=40)), engine.predict(x, SamplingSpec(max_draws=40)))
