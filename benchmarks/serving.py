@@ -71,7 +71,7 @@ from dubito_models.packing import pack
 CALLERS = (1, 16, 64)
 DIGITS = ("mlp", "cnn")
 ECHO_DRAWS = 10  # one group
-WARM = 0.4  # seconds before a cell is counted
+WARM = 0.4  # seconds before a cell is counted, at most
 PATIENCE = 180.0  # seconds for a server to give its first answer
 VERSIONS = ("dubito", "grpcio", "numpy", "onnxruntime", "protobuf", "torch", "uvloop")
 THEIRS = (
@@ -160,7 +160,10 @@ def serving_dubito(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
 def serving_peer(
     peer: Peer, python: Path, subject: Subject, callers: Callers
 ) -> Iterator[Contender]:  # fmt: skip
-    """Run a peer for one network and one kind of call; yields it as a contender that may not be ready yet."""
+    """Run a peer for one network and one kind of call; yields it as a contender that answers.
+
+    So they start one after another: beside others PyTriton does not get ready within the time that it allows itself.
+    """
     http = peer.protocol == "http"
     job = {
         "way": peer.protocol,
@@ -169,7 +172,9 @@ def serving_peer(
     }
     name = f"{peer.name}-{subject.network}-{subject.call}"
     with running([python, "-m", peer.adapter, describe(subject)], subject.folder, name) as server:
-        yield Contender(peer.name, callers, server, job, subject.tuning)
+        contender = Contender(peer.name, callers, server, job, subject.tuning)
+        await_answers(contender, 1)
+        yield contender
 
 
 def await_answers(contender: Contender, rows: int) -> NDArray[np.float64]:
@@ -210,12 +215,12 @@ def drawn(network: str, rows: NDArray[np.float32], draws: int) -> tuple[NDArray[
 
 
 def measure(contender: Contender, callers: int, seconds: float) -> dict[str, Any]:
-    before = processor_seconds(contender.server)
+    before, warm = processor_seconds(contender.server), min(WARM, seconds)
     sample = contender.callers.do(
-        {**contender.job, "do": "run", "callers": callers, "warm": WARM, "seconds": seconds}
+        {**contender.job, "do": "run", "callers": callers, "warm": warm, "seconds": seconds}
     )  # fmt: skip
     used = processor_seconds(contender.server) - before
-    return {**sample, "processor": used / (sample["rate"] * (seconds + WARM))}
+    return {**sample, "processor": used / (sample["rate"] * (seconds + warm))}
 
 
 def take_turns(cells: Sequence[Cell], rounds: int, seconds: float) -> None:
@@ -353,7 +358,6 @@ def tune_call(peer: Peer, python: Path, subject: Subject, callers: Callers, seco
     def answered(tuning: Tuning) -> float:
         tried = replace(subject, port=free_port(), tuning=tuning)
         with serving_peer(peer, python, tried, callers) as contender:
-            await_answers(contender, 1)
             found: float = measure(contender, max(CALLERS), seconds)["rate"]
         print(f"{peer.name} {subject.network} {subject.call} {tuning}: {found:.0f}/s", file=sys.stderr)
         return found

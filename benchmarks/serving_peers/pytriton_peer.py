@@ -36,7 +36,7 @@ def main() -> None:
         http_port=free_port(),
         allow_metrics=False,
     )
-    with Triton(config=config, workspace=Path.cwd() / "workspace") as triton:
+    with Triton(config=config, workspace=Path.cwd() / f"workspace-{os.getpid()}") as triton:
         triton.bind(
             model_name="digits",
             infer_func=[infer] * subject.tuning.workers,

@@ -187,6 +187,8 @@ class AsyncClient:
     observe = _awaited(calls.observe)
     models = _awaited(calls.models)
     model = _awaited(calls.model)
+    load = _awaited(calls.load)
+    unload = _awaited(calls.unload)
     ready = _awaited(calls.ready)
 
     async def predict_many(

@@ -46,6 +46,7 @@ from dubito_client.inputs import Inputs, named_arrays
 from dubito_client.replies import (
     parse,
     read_evaluation,
+    read_loaded,
     read_model,
     read_models,
     read_observation,
@@ -202,7 +203,7 @@ def observe(
 
     `prediction`: the prediction itself, or its id, with its `receipt`. `label`: class numbers (B,), or of a regression
     numbers (B, K), one for every row. Other labels than before are refused with `InvalidArgument`; a server that keeps
-    no observations raises `NotImplementedByServer`.
+    no observations raises `NotPossible`.
     """
     deadline = session.deadline(timeout)
     number, bought = (
@@ -232,6 +233,31 @@ def model(session: Session, name: str, *, version: int | None = None, timeout: f
     deadline = session.deadline(timeout)
     request = pb.GetModelRequest(model=text("model", name), version=whole("version", version, *INT64))
     return (yield from _describe(session, deadline, request))
+
+
+def load(
+    session: Session, name: str, *, version: int | None = None, timeout: float | None = None
+) -> Steps[ModelStatus]:
+    """Load a version, or what the server's policy says of a model; return what serves then: that version, the newest.
+
+    What is loaded already is not loaded again. A version that cannot be loaded, or a server that loads nothing by
+    request, raises `NotPossible`; what was served before still is.
+    """
+    deadline = session.deadline(timeout)
+    request = pb.LoadModelRequest(model=text("model", name), version=whole("version", version, *INT64))
+    return read_loaded((yield from _ask(session, deadline, f"/{MODELS}/LoadModel", request)))
+
+
+def unload(session: Session, name: str, *, version: int | None = None, timeout: float | None = None) -> Steps[None]:
+    """Take a version, or all of a model, out of service; returns when no request holds it any more.
+
+    It stays so until it is loaded again, or changes in the repository.
+    """
+    deadline = session.deadline(timeout)
+    request = pb.UnloadModelRequest(model=text("model", name), version=whole("version", version, *INT64))
+    yield from _ask(session, deadline, f"/{MODELS}/UnloadModel", request)
+    for known in [known for known in session.known if known[0] == name]:
+        del session.known[known]
 
 
 def ready(session: Session, timeout: float | None = None) -> Steps[bool]:

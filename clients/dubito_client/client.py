@@ -195,6 +195,8 @@ class Client:
     observe = _blocking(calls.observe)
     models = _blocking(calls.models)
     model = _blocking(calls.model)
+    load = _blocking(calls.load)
+    unload = _blocking(calls.unload)
     ready = _blocking(calls.ready)
 
     def predict_many(

@@ -16,6 +16,7 @@ import numpy as np
 
 from dubito_client.answers import Design, Estimator, Evaluation, MaskScope, ModelInfo, Prediction
 from dubito_client.client import Client
+from dubito_client.drawing import drawing, read_stopping
 from dubito_client.errors import (
     AccessDenied,
     DubitoClientError,
@@ -29,7 +30,7 @@ from dubito_client.files import read_arrays, read_table
 from dubito_client.inputs import Inputs, fit_rows
 from dubito_client.receipts import append_receipt, read_labels, read_receipts, summary
 from dubito_client.secure import read_token
-from dubito_client.stopping import Quantity, Rule, Stopping
+from dubito_client.stopping import Quantity, Rule
 
 SHOWN_LINES = 50
 
@@ -39,17 +40,21 @@ _CAPTIONS = {
     "calibrate": "Calibrate a packaged model on labelled rows.",
     "evaluate": "Score a packaged model on labelled rows, and report.",
     "bench": "Measure what a packaged model costs here, and how many draws it needs.",
+    "load": "Have a server load a model of its repository.",
     "models": "List the models that a server holds.",
     "observe": "Bring the labels of earlier predictions back to a server.",
     "predict": "Predict the rows of a file, and say how far to trust it.",
+    "score": "Score a table of any size, and say of every row how far to trust it.",
     "serve": "Serve a repository of packaged models over gRPC.",
     "token": "Make tokens for the callers of a server.",
     "train": "Train, calibrate and package a model from a recipe.",
+    "unload": "Have a server take a model out of service.",
 }
 _EXTRAS = {
     "bench": "models",
     "calibrate": "models",
     "evaluate": "train",
+    "score": "batch",
     "serve": "server",
     "token": "server",
     "train": "train",
@@ -110,7 +115,6 @@ def main() -> None:
     """Monte Carlo dropout as a service: predictions, and how far to trust them."""
 
 
-_server = click.option("--server", required=True, metavar="HOST:PORT", envvar="DUBITO_SERVER", show_envvar=True)
 _timeout = click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, metavar="S", help="Seconds."
 )
@@ -131,31 +135,40 @@ _identity = (
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-def _connecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options by which a server is reached; the command gets `connect`, which makes a client of them."""
+def reaching(*, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make what adds the options by which a server is reached.
 
-    @wraps(command)
-    def run(
-        *,
-        server: str,
-        timeout: float,
-        token_file: Path | None,
-        tls: bool,
-        ca: Path | None,
-        cert: Path | None,
-        key: Path | None,
-        **options: Any,
-    ) -> None:
-        def connect() -> Client:
-            token = os.environ.get("DUBITO_TOKEN") or None if token_file is None else read_token(token_file)
-            certificates: dict[str, Any] = {"root_certificates": ca, "client_certificate": cert, "client_key": key}
-            return Client(server, timeout=timeout, token=token, tls=tls, **certificates)
+    The command gets `connect`, which makes a client of them; None without a server, where none is `required`.
+    """
 
-        command(connect=connect, **options)
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(
+            *,
+            server: str | None,
+            timeout: float,
+            token_file: Path | None,
+            tls: bool,
+            ca: Path | None,
+            cert: Path | None,
+            key: Path | None,
+            **options: Any,
+        ) -> None:
+            def connect() -> Client:
+                token = os.environ.get("DUBITO_TOKEN") or None if token_file is None else read_token(token_file)
+                certificates: dict[str, Any] = {"root_certificates": ca, "client_certificate": cert, "client_key": key}
+                return Client(str(server), timeout=timeout, token=token, tls=tls, **certificates)
 
-    for option in reversed((_server, *_identity, _timeout)):
-        run = option(run)
-    return run
+            command(connect=None if server is None else connect, **options)
+
+        named = click.option(
+            "--server", required=required, metavar="HOST:PORT", envvar="DUBITO_SERVER", show_envvar=True
+        )
+        for option in reversed((named, *_identity, _timeout)):
+            run = option(run)
+        return run
+
+    return add
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,36 +195,13 @@ class _Asked:
     "--input", "source", required=True, type=click.Path(path_type=Path), help=".npy, .npz, .csv, .parquet or .json."
 )
 @click.option("--version", type=int, help="Of the model; the newest by default.")
-@click.option("--draws", type=int, help="At most so many; the model's own number by default.")
-@click.option(
-    "--stop",
-    type=click.Choice(["none", "tolerance", "decision", "threshold"]),
-    help="When a row has draws enough: only with all; its standard error is at most --target; its class is settled; it "
-    "is settled above or below --target. As calibrated by default.",
-)
-@click.option("--target", type=float, help="Of --stop tolerance (which it implies) and threshold.")
-@click.option(
-    "--of",
-    type=click.Choice(["mean", "predictive_entropy", "mutual_information"]),
-    help="What --target is about; mean by default.",
-)
-@click.option("--level", type=float, help="Confidence of --stop decision and threshold.  [default: 0.95]")
-@click.option("--seed", type=int, help="Of the masks; the model's own by default.")
-@click.option("--design", type=click.Choice(["balanced", "independent"]), help="How the masks hang together.")
+@drawing
 @click.option(
     "--masks-by",
     type=click.Choice(["draw", "row"]),
     help="Who shares masks: all rows of a draw, or no two rows.  [default: draw]",
 )
-@click.option(
-    "--estimator",
-    type=click.Choice(["plain", "linearized"]),
-    help="Mean over draws, or corrected by linear logits: for accuracy beyond hundreds of draws. As calibrated by "
-    "default.",
-)
-@click.option("--coverage", type=float, help="Of prediction sets or intervals, in (0, 1).")
 @click.option("--stream", default="", help="Name under which labels come back and adapt --coverage.")
-@click.option("--interval-level", type=float, help="Of the predictive distribution's interval (regression), in (0, 1).")
 @click.option("--standard", is_flag=True, help="The standard path: dropout off, one pass.")
 @_json
 @click.option("--all", "show_all", is_flag=True, help=f"Show every row, not the first {SHOWN_LINES}.")
@@ -221,7 +211,7 @@ class _Asked:
 @click.option(
     "--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Add what dubito observe needs to a file."
 )
-@_connecting
+@reaching()
 def predict(
     model: str,
     source: Path,
@@ -246,7 +236,7 @@ def predict(
         if receipt is not None and isinstance(answer, Prediction):
             append_receipt(receipt, answer)
     except DubitoClientError as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     if output is not None:
         _write(answer, info, output)
     _show(answer, info, as_json, None if show_all else SHOWN_LINES)
@@ -262,7 +252,7 @@ def predict(
     help="A label for every row of every prediction, in their order: .npy, .npz, .csv, .parquet or .json.",
 )
 @_json
-@_connecting
+@reaching()
 def observe(receipts: Path, source: Path, as_json: bool, connect: Callable[[], Client]) -> None:
     """Bring the labels of the predictions in RECEIPTS back, a file that predict --receipt wrote.
 
@@ -278,7 +268,7 @@ def observe(receipts: Path, source: Path, as_json: bool, connect: Callable[[], C
                 for each, part in zip(kept, parts, strict=True)
             ]
     except DubitoClientError as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     said = summary(came)
     if as_json:
         click.echo(json.dumps(said))
@@ -291,7 +281,7 @@ def observe(receipts: Path, source: Path, as_json: bool, connect: Callable[[], C
 
 @click.command()
 @_json
-@_connecting
+@reaching()
 def models(as_json: bool, connect: Callable[[], Client]) -> None:
     """List the models that a server holds."""
     from dubito_client import tables
@@ -300,13 +290,45 @@ def models(as_json: bool, connect: Callable[[], Client]) -> None:
         with connect() as client:
             held = client.models()
     except DubitoClientError as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     if as_json:
         click.echo(tables.document(held))
     elif held:
         tables.show(tables.models_columns(held))
     else:
         click.echo("The server holds no model.")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--version", type=int, help="Of the model; what the server's policy says by default.")
+@reaching()
+def load(model: str, version: int | None, connect: Callable[[], Client]) -> None:
+    """Have a server load MODEL from its repository, and wait until it serves."""
+    try:
+        with connect() as client:
+            status = client.load(model, version=version)
+    except DubitoClientError as error:
+        raise failure(error) from error
+    click.echo(f"{status.model} version {status.version} is {status.state}.")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--version", type=int, help="Of the model; all of them by default.")
+@reaching()
+def unload(model: str, version: int | None, connect: Callable[[], Client]) -> None:
+    """Have a server take MODEL out of service, and wait until no request holds it any more.
+
+    It stays so until it is loaded again, or changes in the repository.
+    """
+    try:
+        with connect() as client:
+            client.unload(model, version=version)
+    except DubitoClientError as error:
+        raise failure(error) from error
+    which = model if version is None else f"{model} version {version}"
+    click.echo(f"{which} is unloaded.")
 
 
 def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | None) -> Prediction | Evaluation:
@@ -318,7 +340,7 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
         inputs,
         version=info.version,
         draws=asked.draws,
-        stopping=_stopping(asked),
+        stopping=read_stopping(asked.stop, asked.target, asked.of, asked.level),
         seed=asked.seed,
         design=asked.design,
         mask_scope=asked.masks_by,
@@ -327,15 +349,6 @@ def _answer(client: Client, info: ModelInfo, inputs: Inputs, asked: _Asked | Non
         stream=asked.stream,
         interval_level=asked.interval_level,
     )
-
-
-def _stopping(asked: _Asked) -> Stopping | None:
-    if asked.stop is None and asked.target is None:
-        for name, value in (("of", asked.of), ("level", asked.level)):
-            if value is not None:
-                raise refused(name, value, "this only with --stop")
-        return None
-    return Stopping(asked.stop or "tolerance", asked.of, asked.target, asked.level)
 
 
 def _rows(source: Path, info: ModelInfo) -> Inputs:
@@ -387,7 +400,7 @@ def _needs_more(name: str) -> BadInput:
     return BadInput(f"dubito {name} needs more than the client{remedy}")
 
 
-def _failure(error: DubitoClientError) -> Failure:
+def failure(error: DubitoClientError) -> Failure:
     """Return an error told in one line; what the caller can mend ends with 2, what the server must with 1."""
     mendable = isinstance(error, (AccessDenied, InvalidArgument, MessageTooLarge, NotFound, TlsFailed))
     return BadInput(str(error)) if mendable else Failure(str(error))

@@ -4,6 +4,7 @@ DubitoClientError
 ├── InvalidArgument        a value that was given; names the field, what came, what is accepted
 ├── NotFound               no such model or version
 ├── NotImplementedByServer the server does not do this (yet)
+├── NotPossible            not as things stand: a version that cannot be loaded, a server that is not set up for it
 ├── Overloaded             the server's queue is full; says when to come back, where the server knows
 ├── MessageTooLarge        a request or reply above the limit of one side
 ├── AccessDenied           a token is missing, unknown or not for this call
@@ -77,7 +78,11 @@ class NotFound(DubitoClientError):
 
 
 class NotImplementedByServer(DubitoClientError):
-    """The server does not do this (yet), or is not set up to."""
+    """The server does not do this (yet)."""
+
+
+class NotPossible(DubitoClientError):
+    """Not as things stand: a version cannot be loaded, or the server is not set up for what is asked."""
 
 
 class Overloaded(DubitoClientError):
@@ -126,7 +131,7 @@ _KINDS: dict[grpc.StatusCode, type[DubitoClientError]] = {
     grpc.StatusCode.ALREADY_EXISTS: InvalidArgument,  # other labels of a prediction came before
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNIMPLEMENTED: NotImplementedByServer,
-    grpc.StatusCode.FAILED_PRECONDITION: NotImplementedByServer,
+    grpc.StatusCode.FAILED_PRECONDITION: NotPossible,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
     grpc.StatusCode.PERMISSION_DENIED: AccessDenied,

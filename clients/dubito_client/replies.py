@@ -141,6 +141,11 @@ def read_models(payload: bytes) -> tuple[ModelStatus, ...]:
     return tuple(ModelStatus(**_status(status)) for status in parse(pb.ListModelsResponse, payload).models)
 
 
+def read_loaded(payload: bytes) -> ModelStatus:
+    """Read a `LoadModelResponse`."""
+    return ModelStatus(**_status(parse(pb.LoadModelResponse, payload).status))
+
+
 def read_model(payload: bytes) -> ModelInfo:
     """Read a `GetModelResponse`."""
     reply = parse(pb.GetModelResponse, payload)

@@ -39,10 +39,12 @@ class TensorError(ValueError):
 
 def dtype_code(dtype: np.dtype[Any] | str) -> pb.DataType:
     """Return the wire's code of a numpy dtype; `TensorError` where the wire has none."""
-    native = np.dtype(dtype).newbyteorder("=")
-    if native not in _CODES:
+    found = _CODES.get(np.dtype(dtype))
+    if found is None:
+        found = _CODES.get(np.dtype(dtype).newbyteorder("="))
+    if found is None:
         raise TensorError("dtype", str(np.dtype(dtype)), ", ".join(sorted(d.name for d in _CODES)))
-    return _CODES[native]
+    return found
 
 
 def dtype_name(code: pb.DataType) -> str:
@@ -52,9 +54,17 @@ def dtype_name(code: pb.DataType) -> str:
 
 def encode(array: NDArray[Any], name: str = "") -> pb.Tensor:
     """Encode an array of any shape as a `Tensor`: row-major, little-endian."""
+    tensor = pb.Tensor(name=name)
+    fill(tensor, array)
+    return tensor
+
+
+def fill(tensor: pb.Tensor, array: NDArray[Any]) -> None:
+    """Encode an array into an empty `Tensor`: in its place in a message that costs half of what a copy there does."""
     code = dtype_code(array.dtype)
-    data = np.ascontiguousarray(array, dtype=_DTYPES[code]).tobytes()
-    return pb.Tensor(name=name, dtype=code, shape=array.shape, data=data)
+    tensor.dtype = code
+    tensor.shape.extend(array.shape)
+    tensor.data = array.astype(_DTYPES[code], copy=False).tobytes()
 
 
 def decode(tensor: pb.Tensor) -> NDArray[Any]:
@@ -62,20 +72,18 @@ def decode(tensor: pb.Tensor) -> NDArray[Any]:
 
     Raises `TensorError` for an unknown dtype, a negative or absurd shape, or data of the wrong length.
     """
-    if tensor.dtype not in _DTYPES:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
         given = pb.DataType.Name(tensor.dtype) if tensor.dtype in pb.DataType.values() else str(tensor.dtype)
         raise TensorError("dtype", given, ", ".join(pb.DataType.Name(code) for code in _DTYPES))
-    shape = tuple(tensor.shape)
-    if len(shape) > MAX_RANK or any(size < 0 for size in shape):
+    shape, data = tuple(tensor.shape), tensor.data
+    if len(shape) > MAX_RANK or min(shape, default=0) < 0:
         given = f"rank {len(shape)}" if len(shape) > MAX_RANK else str(list(shape))
         raise TensorError("shape", given, f"at most {MAX_RANK} sizes, each >= 0")
-    dtype = _DTYPES[tensor.dtype]
     expected = math.prod(shape) * dtype.itemsize
-    if len(tensor.data) != expected:
-        raise TensorError(
-            "data", f"{len(tensor.data)} bytes", f"{expected} bytes for shape {list(shape)} of {dtype.name}"
-        )
-    array = np.frombuffer(tensor.data, dtype=dtype)
-    if any(size > 2**62 for size in shape):  # only beside a size of 0, where no memory is asked for
+    if len(data) != expected:
+        raise TensorError("data", f"{len(data)} bytes", f"{expected} bytes for shape {list(shape)} of {dtype.name}")
+    array = np.frombuffer(data, dtype=dtype)
+    if max(shape, default=0) > 2**62:  # only beside a size of 0, where no memory is asked for
         raise TensorError("shape", str(list(shape)), "sizes of at most 2**62")
     return array.reshape(shape)

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from dubito_models.errors import InvalidArgument
 from dubito_models.files import write_atomically
-from dubito_models.memory import keep_imports
+from dubito_models.memory import keep_imports, keep_pages
 from dubito_models.package import choose_devices
 from dubito_models.repository import Repository
 from dubito_protos import open_inference_pb2_grpc as open_grpc
@@ -288,6 +288,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> bool:
     """
     if settings.port_file is not None:
         settings.port_file.unlink(missing_ok=True)  # what an earlier run left there says nothing of this one
+    keep_pages()
     server = Server(settings)
     stopping = asyncio.Event()
 

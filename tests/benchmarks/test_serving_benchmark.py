@@ -41,7 +41,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     path = tmp_path_factory.mktemp("benchmark") / "serving.json"
-    serving.main(["--networks", "mlp", "--seconds", "0.5", "--rounds", "1", "--out", str(path)])
+    serving.main(["--networks", "mlp", "--seconds", "0.2", "--rounds", "1", "--out", str(path)])
     found: Mapping[str, Any] = json.loads(path.read_text())
     return found
 

@@ -105,6 +105,16 @@ class Fake(services.UncertaintyServiceServicer, services.ModelServiceServicer):
         )
         return pb.ListModelsResponse(models=[self.model.status, failed])
 
+    def LoadModel(self, request: pb.LoadModelRequest, context: grpc.ServicerContext) -> pb.LoadModelResponse:
+        self._act(request, context)
+        if request.version == 9:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "digits version 9 failed to load: checksum")
+        return pb.LoadModelResponse(status=self.model.status)
+
+    def UnloadModel(self, request: pb.UnloadModelRequest, context: grpc.ServicerContext) -> pb.UnloadModelResponse:
+        self._act(request, context)
+        return pb.UnloadModelResponse()
+
     def hang(self, context: grpc.ServicerContext) -> None:
         """Do not answer before the test is over."""
         self.released.wait(30)

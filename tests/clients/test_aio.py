@@ -32,7 +32,7 @@ async def test_every_verb_answers(fake: Fake) -> None:
 
 
 def test_both_clients_have_the_same_verbs_with_the_same_arguments() -> None:
-    for verb in ("predict", "evaluate", "observe", "models", "model", "ready"):
+    for verb in ("predict", "evaluate", "observe", "models", "model", "load", "unload", "ready"):
         assert inspect.signature(getattr(Client, verb)) == inspect.signature(getattr(AsyncClient, verb))
         assert getattr(Client, verb).__doc__
         assert inspect.iscoroutinefunction(getattr(AsyncClient, verb))

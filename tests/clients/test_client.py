@@ -21,6 +21,7 @@ from dubito_client import (
     MessageTooLarge,
     NotFound,
     NotImplementedByServer,
+    NotPossible,
     Overloaded,
     ProtocolError,
     ServerError,
@@ -82,6 +83,20 @@ def test_the_other_verbs_answer(fake: Fake) -> None:
         assert [(status.model, status.state) for status in client.models()] == [("digits", "ready"), ("old", "failed")]
         assert client.model("digits").inputs[0].name == "image"
         assert client.evaluate("digits", ROWS).output.shape == (B, 2)
+
+
+def test_a_model_is_loaded_and_unloaded(fake: Fake) -> None:
+    with Client(fake.target) as client:
+        status = client.load("digits", version=3)
+        assert (status.model, status.version, status.state) == ("digits", 3, "ready")
+        with pytest.raises(NotPossible, match="digits version 9 failed to load: checksum"):
+            client.load("digits", version=9)
+        client.predict("digits", ROWS)
+        client.unload("digits")
+        client.predict("digits", ROWS)
+    unloaded = next(seen for seen in fake.seen if isinstance(seen, pb.UnloadModelRequest))
+    assert (unloaded.model, unloaded.HasField("version")) == ("digits", False)
+    assert len(fake.descriptions) == 2  # what was known of it is not, once it is gone
 
 
 def test_a_refusal_carries_its_field_what_was_given_and_what_is_accepted(fake: Fake) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import click
 import grpc
 import numpy as np
 import pyarrow as arrow
@@ -187,6 +188,19 @@ def test_the_whole_answer_goes_to_a_file(fake: Fake, rows: Path, tmp_path: Path,
     else:
         with np.load(target) as archive:
             np.testing.assert_array_equal(archive["probabilities"], LOGITS_ROWS)
+
+
+def test_a_model_is_loaded_and_unloaded(fake: Fake) -> None:
+    def run(verb: click.Command, *arguments: str) -> str:
+        result = CliRunner().invoke(verb, ["digits", "--server", fake.target, *arguments])
+        assert result.exit_code == 0
+        return result.output
+
+    assert run(command.load) == "digits version 3 is ready.\n"
+    assert run(command.unload) == "digits is unloaded.\n"
+    assert run(command.unload, "--version", "3") == "digits version 3 is unloaded.\n"
+    failed = CliRunner().invoke(command.load, ["digits", "--version", "9", "--server", fake.target])
+    one_line(failed, 1, "digits version 9 failed to load: checksum")
 
 
 def test_models_are_listed(fake: Fake) -> None:

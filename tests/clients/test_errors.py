@@ -25,7 +25,7 @@ def trailers(*details: object) -> list[tuple[str, str | bytes]]:
         (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidArgument),
         (grpc.StatusCode.NOT_FOUND, errors.NotFound),
         (grpc.StatusCode.UNIMPLEMENTED, errors.NotImplementedByServer),
-        (grpc.StatusCode.FAILED_PRECONDITION, errors.NotImplementedByServer),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.NotPossible),
         (grpc.StatusCode.ALREADY_EXISTS, errors.InvalidArgument),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Overloaded),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),

@@ -15,7 +15,7 @@ from dubito_client import (
     AsyncClient,
     Client,
     InvalidArgument,
-    NotImplementedByServer,
+    NotPossible,
     ProtocolError,
     StreamState,
     command,
@@ -90,7 +90,7 @@ def test_refusals_are_typed(fake: Fake) -> None:
         with pytest.raises(InvalidArgument, match="other labels") as caught:
             client.observe("ab" * 16, [0, 1, 1], receipt=RECEIPT)
         assert caught.value.field == "label"
-        with pytest.raises(NotImplementedByServer, match="--state"):
+        with pytest.raises(NotPossible, match="--state"):
             client.observe("ab" * 16, [0, 1, 1], receipt=RECEIPT)
 
 

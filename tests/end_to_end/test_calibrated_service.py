@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import nn
 
 from dubito_client import Client
+from dubito_client.command import main
 from dubito_client.errors import InvalidArgument
 from dubito_client.stopping import Stopping
 from dubito_models.packing import pack
@@ -49,9 +51,15 @@ def target(folder: Path) -> Iterator[str]:
         yield address
 
 
+def invoke(folder: Path, *arguments: str) -> Result:
+    given = [str(folder / each) if each.endswith(".npz") else each for each in arguments]
+    return CliRunner().invoke(main, ["calibrate", "m", "--repository", str(folder / "repository"), *given])
+
+
 def run(folder: Path, *arguments: str) -> str:
-    command = [DUBITO, "calibrate", "m", "--repository", "repository", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    done = invoke(folder, *arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def until(client: Client, wanted: Callable[[str | None], bool]) -> str | None:
@@ -123,7 +131,7 @@ def test_the_command_line_shows_sets_and_who_abstains(folder: Path, target: str)
     ("arguments", "said"),
     [
         ((), "data: got None; accepted: --data FILE"),
-        (("--data", "nothing.npz"), "data: got nothing.npz"),
+        (("--data", "nothing.npz"), "nothing.npz (No such file"),
         (("--data", "labelled.npz", "--method", "noise_scale"), "method: got noise_scale"),
         (("--data", "labelled.npz", "--within", "city"), "within: got city"),
         (("--data", "labelled.npz", "--stop-level", "0.9"), "stop: got nothing"),
@@ -133,8 +141,7 @@ def test_the_command_line_shows_sets_and_who_abstains(folder: Path, target: str)
     ],
 )
 def test_what_cannot_be_done_is_one_line_that_names_it(folder: Path, arguments: tuple[str, ...], said: str) -> None:
-    command = [DUBITO, "calibrate", "m", "--repository", "repository", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    done = invoke(folder, *arguments)
+    assert done.exit_code == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

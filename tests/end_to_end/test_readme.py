@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as arrow
 import pytest
+from pyarrow import parquet
 
 README = Path(__file__).parents[2] / "README.md"
 DUBITO = str(Path(sys.executable).with_name("dubito"))
@@ -40,23 +43,31 @@ def serving(folder: Path, port: int) -> Iterator[None]:
 
 def test_the_examples_pack_serve_and_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packing, *asking = blocks("python")
-    assert len(asking) == 3
+    assert len(asking) == 4
     subprocess.run([sys.executable, "-c", packing], cwd=tmp_path, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    table = {"id": np.arange(3), **{f"x{place}": np.ones(3, np.float32) for place in range(4)}}
+    parquet.write_table(arrow.table(table), tmp_path / "flowers.parquet")
     with serving(tmp_path, port):
         for each in asking:
-            subprocess.run([sys.executable, "-c", each.replace("50051", str(port))], check=True, capture_output=True)
+            command = [sys.executable, "-c", each.replace("50051", str(port))]
+            subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
         np.savetxt(tmp_path / "rows.csv", np.ones((3, 4)), delimiter=",")
         lines = [
-            line for block in blocks("sh") for line in block.splitlines() if re.match(r"dubito (models|predict)", line)
+            line
+            for block in blocks("sh")
+            for line in block.splitlines()
+            if re.match(r"dubito (models|predict|score)", line)
         ]
-        assert len(lines) == 3
+        assert len(lines) == 5
         for line in lines:
-            words = line.replace("50051", str(port)).split()
+            words = shlex.split(line.replace("50051", str(port)))
             done = subprocess.run([DUBITO, *words[1:]], cwd=tmp_path, check=True, capture_output=True, text=True)
             assert done.stdout.strip()
+        for output in ("scored", "served"):
+            assert parquet.read_table(tmp_path / output).column_names[:6] == [*table, "dubito_status"]
 
 
 def test_the_reflection_example_holds_a_request_that_the_server_reads() -> None:

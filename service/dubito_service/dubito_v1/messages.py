@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Any
 
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from dubito_models.errors import InvalidArgument
@@ -43,6 +45,16 @@ from dubito_service.errors import LONGEST_FIELD, Refusal, shorten
 from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.versions.registry import Registry
+
+_CLASSIFICATION = (
+    "probabilities", "label", "predictive_entropy", "expected_entropy", "mutual_information", "standard_deviation",
+    "plain_mutual_information", "variation_ratio", "disagreement", "margin", "prediction_set",
+)  # fmt: skip
+_REGRESSION = (
+    "mean", "total_variance", "epistemic_variance", "aleatoric_variance", "interval", "quantiles",
+    "prediction_interval",
+)  # fmt: skip
+_SHORT = 256  # bytes of what is asked of the draws, that are kept to be recognized
 
 
 def read_prediction(
@@ -104,7 +116,15 @@ def _decode(given: Iterable[pb.Tensor]) -> dict[str, NDArray[Any]]:
 
 
 def _read_sampling(request: pb.PredictRequest, limits: RequestLimits) -> SamplingSpec:
-    asked = request.sampling
+    """Read what is asked of the draws; what many requests ask alike is read once."""
+    asked, uncalibrated = request.sampling.SerializeToString(), request.output.uncalibrated
+    read = _make_sampling if len(asked) <= _SHORT else _make_sampling.__wrapped__
+    return read(asked, uncalibrated, limits)
+
+
+@lru_cache(maxsize=256)
+def _make_sampling(sampling: bytes, uncalibrated: bool, limits: RequestLimits) -> SamplingSpec:
+    asked = pb.SamplingSpec.FromString(sampling)
     _check_choice("design", pb.Design, asked.design, DESIGNS)
     _check_choice("mask_scope", pb.MaskScope, asked.mask_scope, SCOPES)
     _check_choice("estimator", pb.Estimator, asked.estimator, ESTIMATORS)
@@ -120,7 +140,7 @@ def _read_sampling(request: pb.PredictRequest, limits: RequestLimits) -> Samplin
         quantiles=tuple(asked.quantiles),
         raw_draws=asked.raw_draws,
         joint=asked.joint,
-        uncalibrated=request.output.uncalibrated,
+        uncalibrated=uncalibrated,
     )
 
 
@@ -152,8 +172,6 @@ def write_prediction(answer: Answer) -> pb.PredictResponse:
         model=asked.version.name,
         version=asked.version.version,
         id=asked.id,
-        draws=tensors.encode(predictive.draws),
-        standard_error=_encode(predictive.standard_error),
         stop_reason=[STOP_REASON_CODES[reason] for reason in predictive.stop_reason],
         seed=predictive.seed,
         design=DESIGN_CODES[predictive.design],
@@ -164,57 +182,35 @@ def write_prediction(answer: Answer) -> pb.PredictResponse:
         calibration_validity=VALIDITY_CODES[answer.validity],
         warnings=answer.warnings,
         timings=_timings(answer.spent),
-        raw_draws=_encode(predictive.raw_draws),
-        joint_covariance=_encode(predictive.joint_covariance),
         final=answer.final,
         coverage=asked.coverage,
         served_coverage=asked.served_coverage,
-        abstain=_encode(predictive.abstain),
         prediction_id=issued.prediction_id,
         receipt=issued.receipt,
     )
-    _set_answer(reply, predictive.answer, "classification", "regression")
+    _fill(reply, predictive, ("draws", "standard_error", "raw_draws", "joint_covariance", "abstain"))
+    _fill_answer(predictive.answer, reply.classification, reply.regression)
     if predictive.uncalibrated is not None:
-        _set_answer(reply, predictive.uncalibrated, "uncalibrated_classification", "uncalibrated_regression")
+        _fill_answer(predictive.uncalibrated, reply.uncalibrated_classification, reply.uncalibrated_regression)
     return reply
 
 
-def _set_answer(
-    reply: pb.PredictResponse, answer: Classification | Regression, classification: str, regression: str
+def _fill_answer(
+    answer: Classification | Regression, classification: pb.Classification, regression: pb.Regression
 ) -> None:
     if isinstance(answer, Classification):
-        getattr(reply, classification).CopyFrom(_write_classification(answer))
-    else:
-        getattr(reply, regression).CopyFrom(_write_regression(answer))
+        _fill(classification, answer, _CLASSIFICATION)
+        return
+    _fill(regression, answer, _REGRESSION)
+    regression.interval_level = answer.interval_level
 
 
-def _write_classification(answer: Classification) -> pb.Classification:
-    return pb.Classification(
-        probabilities=tensors.encode(answer.probabilities),
-        label=tensors.encode(answer.label),
-        predictive_entropy=tensors.encode(answer.predictive_entropy),
-        expected_entropy=tensors.encode(answer.expected_entropy),
-        mutual_information=_encode(answer.mutual_information),
-        standard_deviation=_encode(answer.standard_deviation),
-        plain_mutual_information=_encode(answer.plain_mutual_information),
-        variation_ratio=_encode(answer.variation_ratio),
-        disagreement=_encode(answer.disagreement),
-        margin=tensors.encode(answer.margin),
-        prediction_set=_encode(answer.prediction_set),
-    )
-
-
-def _write_regression(answer: Regression) -> pb.Regression:
-    return pb.Regression(
-        mean=tensors.encode(answer.mean),
-        total_variance=_encode(answer.total_variance),
-        epistemic_variance=_encode(answer.epistemic_variance),
-        aleatoric_variance=_encode(answer.aleatoric_variance),
-        interval=_encode(answer.interval),
-        interval_level=answer.interval_level,
-        quantiles=_encode(answer.quantiles),
-        prediction_interval=_encode(answer.prediction_interval),
-    )
+def _fill(message: Message, answer: object, names: Iterable[str]) -> None:
+    """Write the arrays of these names that are there into a message's tensors of the same names."""
+    for name in names:
+        array = getattr(answer, name)
+        if array is not None:
+            tensors.fill(getattr(message, name), array)
 
 
 def write_error(name: str, error: Exception, found: Refusal) -> pb.PredictBulkResponse:
@@ -228,21 +224,11 @@ def write_error(name: str, error: Exception, found: Refusal) -> pb.PredictBulkRe
 def write_evaluation(answer: StandardAnswer) -> pb.EvaluateResponse:
     """Write the answer to an `EvaluateRequest`."""
     asked, evaluation = answer.asked, answer.evaluation
-    return pb.EvaluateResponse(
-        model=asked.version.name,
-        version=asked.version.version,
-        id=asked.id,
-        output=tensors.encode(evaluation.output),
-        probabilities=_encode(evaluation.probabilities),
-        label=_encode(evaluation.label),
-        mean=_encode(evaluation.mean),
-        aleatoric_variance=_encode(evaluation.aleatoric_variance),
-        timings=_timings(answer.spent),
+    reply = pb.EvaluateResponse(
+        model=asked.version.name, version=asked.version.version, id=asked.id, timings=_timings(answer.spent)
     )
-
-
-def _encode(array: NDArray[Any] | None) -> pb.Tensor | None:
-    return None if array is None else tensors.encode(array)
+    _fill(reply, evaluation, ("output", "probabilities", "label", "mean", "aleatoric_variance"))
+    return reply
 
 
 def _timings(spent: Spent) -> pb.Timings:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,12 +15,12 @@ from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.asking import RequestLimits
 from dubito_service.dubito_v1 import messages, observed_messages
-from dubito_service.dubito_v1.bulk import answer_bulk
 from dubito_service.errors import NotServed, StateUnset, told
 from dubito_service.observing.observer import Observer, find_reference
 from dubito_service.observing.receipts import Receipt
 from dubito_service.predicting import Predictor
 from dubito_service.security.callers import caller_of
+from dubito_service.streaming import answer_each
 from dubito_service.versions.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -70,7 +70,7 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
         """Answer each request of a stream as `Predict` does, as they are ready; a refusal ends its request alone."""
         caller, flying = caller_of(context), set[str]()
 
-        async def answer(request: pb.PredictRequest) -> pb.PredictBulkResponse:
+        async def answer(request: pb.PredictRequest) -> AsyncGenerator[pb.PredictBulkResponse]:
             name = request.id
             try:
                 if name in flying:
@@ -78,13 +78,14 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
                     raise InvalidArgument("id", repr(name), accepted)
                 flying.add(name)
                 try:
-                    return pb.PredictBulkResponse(id=name, response=await self._predict(request, context, caller))
+                    reply = pb.PredictBulkResponse(id=name, response=await self._predict(request, context, caller))
                 finally:
                     flying.discard(name)
             except Exception as error:
-                return messages.write_error(name, error, told(error, _BULK))
+                reply = messages.write_error(name, error, told(error, _BULK))
+            yield reply
 
-        async with contextlib.aclosing(answer_bulk(request_iterator, answer, self._bulk)) as replies:
+        async with contextlib.aclosing(answer_each(request_iterator, answer, self._bulk)) as replies:
             async for reply in replies:
                 yield reply
 

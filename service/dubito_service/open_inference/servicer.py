@@ -22,10 +22,10 @@ from dubito_service.open_inference.datatypes import TEXT
 from dubito_service.open_inference.messages import Inference, Served, find_served
 from dubito_service.open_inference.options import soonest
 from dubito_service.open_inference.statistics import Statistics
-from dubito_service.open_inference.streaming import answer_each
 from dubito_service.predicting import Call, Predictor
 from dubito_service.scheduling.dispatching import Clock
 from dubito_service.security.callers import caller_of
+from dubito_service.streaming import answer_each
 from dubito_service.versions.policy import Policy
 from dubito_service.versions.registry import Registry
 

@@ -7,8 +7,9 @@ passes are the network's own, however many requests shared one; failures are of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
 
 from dubito_models.standard import Evaluation
 from dubito_service.reports import AnswerReport, PassReport, Report, StepReport
@@ -23,50 +24,49 @@ class Path:
     standard: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Duration:
     """How often something happened, and how long it took in all."""
 
     count: int = 0
     nanoseconds: int = 0
 
-    def plus(self, seconds: float) -> Duration:
-        """Return this with one more."""
-        return Duration(self.count + 1, self.nanoseconds + max(0, round(seconds * 1e9)))
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.count += 1
+        self.nanoseconds += max(0, round(seconds * 1e9))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counts:
     """What one path of a version has done; times of answers are from arrival on."""
 
     last: float = 0.0  # seconds since 1970, of the last answer
     rows: int = 0
     passes: int = 0
-    success: Duration = Duration()
-    failure: Duration = Duration()
-    queue: Duration = Duration()  # until the first pass
-    reading: Duration = Duration()  # and checking, before it was queued
-    compute: Duration = Duration()
-    rest: Duration = Duration()  # waiting between passes, and being handed over
-    batches: Mapping[int, Duration] = field(default_factory=dict)  # passes by rows
+    success: Duration = field(default_factory=Duration)
+    failure: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)  # until the first pass
+    reading: Duration = field(default_factory=Duration)  # and checking, before it was queued
+    compute: Duration = field(default_factory=Duration)
+    rest: Duration = field(default_factory=Duration)  # waiting between passes, and being handed over
+    batches: dict[int, Duration] = field(default_factory=dict)  # passes by rows
 
-    def answered(self, report: AnswerReport, now: float) -> Counts:
-        """Return these with one more answer."""
+    def answered(self, report: AnswerReport, now: float) -> None:
+        """Count one more answer."""
         rest = report.total_seconds - report.reading_seconds - report.queue_seconds - report.compute_seconds
-        return replace(
-            self,
-            last=now,
-            rows=self.rows + report.rows,
-            success=self.success.plus(report.total_seconds),
-            queue=self.queue.plus(report.queue_seconds),
-            reading=self.reading.plus(report.reading_seconds),
-            compute=self.compute.plus(report.compute_seconds),
-            rest=self.rest.plus(rest),
-        )
+        self.last = now
+        self.rows += report.rows
+        self.success.add(report.total_seconds)
+        self.queue.add(report.queue_seconds)
+        self.reading.add(report.reading_seconds)
+        self.compute.add(report.compute_seconds)
+        self.rest.add(rest)
 
-    def failed(self, seconds: float) -> Counts:
-        """Return these with one more request that got no answer."""
-        return replace(self, failure=self.failure.plus(seconds))
+    def passed(self, report: PassReport) -> None:
+        """Count one more pass."""
+        self.passes += 1
+        self.batches.setdefault(report.rows, Duration()).add(report.seconds)
 
 
 class Statistics:
@@ -76,35 +76,31 @@ class Statistics:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts: dict[Path, Counts] = {}
-        self._batches: dict[Path, dict[int, Duration]] = {}  # apart, as there may be thousands of sizes
 
     def watch(self, report: Report) -> None:
         """Count what a report says."""
         if isinstance(report, AnswerReport):
-            standard = isinstance(report.answer, Evaluation)
-            path, now = Path(report.version.name, report.version.version, standard), self._clock()
-            self._change(path, lambda counts: counts.answered(report, now))
+            standard, now = isinstance(report.answer, Evaluation), self._clock()
+            with self._lock:
+                self._at(report.version.name, report.version.version, standard).answered(report, now)
         elif isinstance(report, StepReport):
-            for each in report.passes:
-                self._pass(each)
+            with self._lock:
+                for each in report.passes:
+                    self._at(each.model, each.version, not each.monte_carlo).passed(each)
 
     def fail(self, path: Path, seconds: float) -> None:
         """Count a request that got no answer."""
-        self._change(path, lambda counts: counts.failed(seconds))
+        with self._lock:
+            self._at(path.model, path.version, path.standard).failure.add(seconds)
 
     def of(self, path: Path) -> Counts:
         """Return what a path has done so far."""
         with self._lock:
-            batches = dict(self._batches.get(path, {}))
-            passes = sum(each.count for each in batches.values())
-            return replace(self._counts.get(path, Counts()), passes=passes, batches=batches)
+            return deepcopy(self._counts.get(path, Counts()))
 
-    def _pass(self, report: PassReport) -> None:
-        path = Path(report.model, report.version, not report.monte_carlo)
-        with self._lock:
-            sizes = self._batches.setdefault(path, {})
-            sizes[report.rows] = sizes.get(report.rows, Duration()).plus(report.seconds)
-
-    def _change(self, path: Path, change: Callable[[Counts], Counts]) -> None:
-        with self._lock:
-            self._counts[path] = change(self._counts.get(path, Counts()))
+    def _at(self, model: str, version: int, standard: bool) -> Counts:
+        path = Path(model, version, standard)
+        found = self._counts.get(path)
+        if found is None:
+            found = self._counts[path] = Counts()
+        return found

@@ -84,3 +84,10 @@ def check_deadline(left: float, own: float, ahead: Callable[[], float]) -> None:
     if own + waiting > left:
         what = f"{waiting:.2g} s of work are due before this request, whose deadline leaves {left:.2g} s"
         raise QueueFull(what, come_back(own + waiting - left))
+
+
+def crowded_out(late: float) -> QueueFull:
+    """Return the refusal of a request that was let in, and that what came later and goes first has made impossible."""
+    return QueueFull(
+        f"for work that goes first an answer would come {late:.2g} s after this request's deadline", come_back(late)
+    )

@@ -196,8 +196,8 @@ class Dispatcher(Generic[J]):
 
     def _take_steps(self, inbox: Inbox[J]) -> None:
         jobs: list[J] = []
-        answered, seconds = 0, 0.0  # of the last step
-        while _take(inbox, jobs) and self._gather(inbox, jobs, len(jobs) + answered, seconds):
+        expected, seconds, open_ = 0, 0.0, True
+        while open_ and _take(inbox, jobs, wait=not jobs) and self._gather(inbox, jobs, expected, seconds):
             began = self._clock()
             try:
                 self._step(jobs)
@@ -205,11 +205,14 @@ class Dispatcher(Generic[J]):
                 log.exception("step failed requests=%d", len(jobs))
                 for job in jobs:
                     job.outcome = job.outcome or error
+            newcomers: list[J] = []
+            open_ = _take(inbox, newcomers, wait=False)  # before whoever is answered now can come back
             self.hand_over(jobs)
             answered, ended = sum(job.outcome is not None for job in jobs), self._clock()
             seconds = ended - began
             self._gathering.note(ended, answered)
-            jobs = [job for job in jobs if job.outcome is None and not job.abandoned]
+            jobs = [*(job for job in jobs if job.outcome is None and not job.abandoned), *newcomers]
+            expected = len(jobs) + answered
 
     def _gather(self, inbox: Inbox[J], jobs: list[J], expected: int, last_step: float) -> bool:
         """Wait a little for so many jobs, where that pays; False to end."""
@@ -225,10 +228,10 @@ class Dispatcher(Generic[J]):
         return True
 
 
-def _take(inbox: Inbox[J], jobs: list[J]) -> bool:
-    """Take in what was submitted, waiting only where there is nothing to do; False to end."""
+def _take(inbox: Inbox[J], jobs: list[J], *, wait: bool) -> bool:
+    """Take in what was submitted, and wait for some where that is wanted; False to end."""
     try:
-        more = inbox.get(block=not jobs)
+        more = inbox.get(block=wait)
         while more is not None:
             jobs += more
             more = inbox.get_nowait()

@@ -90,8 +90,6 @@ class DrawJob(Job[Drawn]):
     run: Run | None = None
     allowed: int  # draws, as the load is now
     first_pass: float | None = None
-    enough: float | None = None  # when it had the least draws
-    bound: float = 0.0  # seconds to that, at least, as they were thought to be when it came
     compute_seconds: float = 0.0
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 _DECAY = 0.8  # of what earlier steps say of the speed
 _FORGETTING = 1.02  # by which the fastest rate is taken to have slowed, a pass
-_MEMORY = 0.97  # of what earlier waits say: some thirty of them count
+_MEMORY = 0.97  # of what earlier work says: some thirty steps count
 _FULL = 0.5  # of a full pass: one of this size or more tells what many of them take
 
 
@@ -46,14 +47,14 @@ class Pace:
 
 
 @dataclass(slots=True)
-class Hindsight:
-    """By how much waits have turned out longer, lately, than a bound from below had them: decayed sums of both."""
+class Slowness:
+    """By how much work has taken longer, lately, than a bound from below had it: decayed sums of both."""
 
     took: float = 0.0  # seconds
     bound: float = 0.0
 
     def note(self, took: float, bound: float) -> None:
-        """Add a wait that has ended; one for which there was no bound tells nothing."""
+        """Add work that was done; that for which there was no bound tells nothing."""
         if bound > 0.0:
             self.took = _MEMORY * self.took + took
             self.bound = _MEMORY * self.bound + bound
@@ -62,3 +63,30 @@ class Hindsight:
     def factor(self) -> float:
         """What a bound is to be multiplied by for an estimate; at least 1."""
         return max(1.0, self.took / self.bound) if self.bound else 1.0
+
+
+@dataclass(slots=True)
+class Demand:
+    """How many seconds of work a second brings, lately, by rank: lower ranks go first."""
+
+    window: float = 1.0  # seconds that count
+    kept: float = 0.25  # of the time: what ranks that go first leave to others that starve
+    _brought: dict[int, float] = field(default_factory=dict)
+    _noted: dict[int, float] = field(default_factory=dict)
+
+    def note(self, rank: int, seconds: float, now: float) -> None:
+        """Add work that was let in."""
+        self._brought[rank] = self._left(rank, now) + seconds
+        self._noted[rank] = now
+
+    def share(self, rank: int, now: float, factor: float = 1.0) -> float:
+        """Return which share of the time is left to a rank by the others, which go on coming."""
+        before = sum(self._left(each, now) for each in self._brought if each < rank)
+        after = sum(self._left(each, now) for each in self._brought if each > rank)
+        scale = factor / self.window
+        return max(self.kept, 1.0 - scale * before - min(self.kept, scale * after))
+
+    def _left(self, rank: int, now: float) -> float:
+        if rank not in self._brought:
+            return 0.0
+        return self._brought[rank] * math.exp((self._noted[rank] - now) / self.window)

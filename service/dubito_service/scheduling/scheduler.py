@@ -14,7 +14,7 @@ Under overload draws are shed before requests: `shed` is the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -76,6 +76,7 @@ class Step:
     tiles: tuple[Tile, ...] = ()
     cancelled: tuple[Ticket, ...] = ()
     due: tuple[Ticket, ...] = ()  # their deadline allows no further pass, or not as many as they need
+    crowded_out: tuple[tuple[Ticket, float], ...] = ()  # others go first, until so many seconds after their deadline
 
     @property
     def work(self) -> float:
@@ -84,13 +85,21 @@ class Step:
 
 
 def schedule(
-    tickets: Sequence[Ticket], budget: float, now: float, *, patience: float = math.inf, margin: float = 0.0
+    tickets: Sequence[Ticket],
+    budget: float,
+    now: float,
+    *,
+    patience: float = math.inf,
+    margin: float = 0.0,
+    slowness: float = 1.0,
 ) -> Step:
     """Choose the next step: at most `budget` work units, or one group of one ticket where that alone is more.
 
     So may be the turn of who has starved, above the budget by one group of its own.
     `margin`: the seconds that a step and an answer take. A ticket that could answer leaves so long before its
-    deadline; one that could not tries for as long as it might still make it.
+    deadline; one that could not tries for as long as it might still make it, unless others go first: then it is
+    crowded out as soon as their work and so long a while end after its deadline. `slowness`: by how much what tickets
+    need takes longer than it would at least.
     """
     waiting: list[Ticket] = []
     due: list[Ticket] = []
@@ -98,11 +107,29 @@ def schedule(
         if not ticket.cancelled:
             (due if _is_due(ticket, now, margin) else waiting).append(ticket)
     waiting.sort(key=lambda each: turn(each.priority, each.deadline, each.since, each.number, patience))
+    crowded_out = tuple(_find_crowded_out(waiting, now + margin, slowness))
+    if crowded_out:
+        out = {ticket.number for ticket, _ in crowded_out}
+        waiting = [ticket for ticket in waiting if ticket.number not in out]
     return Step(
         tiles=tuple(_fill(waiting, budget, _find_starved(waiting, now, patience))),
         cancelled=tuple(ticket for ticket in tickets if ticket.cancelled),
         due=tuple(due),
+        crowded_out=crowded_out,
     )
+
+
+def _find_crowded_out(waiting: Sequence[Ticket], now: float, slowness: float) -> Iterator[tuple[Ticket, float]]:
+    """Yield who will not be answered in time, as those that go first take longer, and by how many seconds."""
+    before = 0.0
+    for ticket in waiting:
+        if ticket.ready:
+            continue
+        late = -math.inf if ticket.deadline is None else now + slowness * before + ticket.needs - ticket.deadline
+        if before and late > _ROUNDING:
+            yield ticket, late
+        else:
+            before += ticket.needs
 
 
 def _is_due(ticket: Ticket, now: float, margin: float) -> bool:

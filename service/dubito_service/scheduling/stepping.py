@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from dubito_models.engine import Engine
 from dubito_models.predictive import StopReason
 from dubito_service.reports import PassReport, StepReport, Watch
+from dubito_service.scheduling.admission import crowded_out
 from dubito_service.scheduling.dispatching import Clock
 from dubito_service.scheduling.drawing import DrawJob, WorkLimits
-from dubito_service.scheduling.pace import Pace
+from dubito_service.scheduling.pace import Pace, Slowness
 from dubito_service.scheduling.retrying import attempt, is_out_of_memory
 from dubito_service.scheduling.scheduler import Tile, schedule, shed
 
@@ -56,6 +57,7 @@ class Stepper:
     ) -> None:
         self.counters = Counters()
         self.pace = Pace()
+        self.slowness = Slowness()  # of the draws that give answers, against their bounds
         self.paces: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()
         self._limits = limits
         self._clock = clock
@@ -63,7 +65,8 @@ class Stepper:
         self._hand_over = hand_over
         self._tell_loop = tell
         self._queued_work = queued_work
-        self._passed: list[PassReport] = []  # in this step
+        self._passed: list[PassReport] = []  # in this step, as the next two
+        self._least_work, self._least_bound = 0, 0.0
 
     def at_least(self, engine: Engine, work: float) -> float:
         """Return a bound from below on the seconds that rows x draws take; 0 of a network that has not run."""
@@ -74,6 +77,7 @@ class Stepper:
         """Take one step: whoever is due leaves, and the rest draw as the scheduler says."""
         began = self._clock()
         self._passed, prefixes = [], self.counters.prefixes
+        self._least_work, self._least_bound = 0, 0.0
         self._shed(jobs)
         left = [job for job in jobs if job.outcome is None]
         by_number = {job.number: job for job in left}
@@ -83,9 +87,12 @@ class Stepper:
             began,
             patience=self._limits.patience_seconds,
             margin=self.pace.last + self._limits.reply_seconds,
+            slowness=self.slowness.factor,
         )
         for ticket in step.due:
             self._leave(by_number[ticket.number])
+        for ticket, late in step.crowded_out:
+            by_number[ticket.number].outcome = crowded_out(late)
         self._start([by_number[ticket.number] for tile in step.tiles for ticket in tile.tickets])
         handed = began
         for tile in step.tiles:
@@ -96,6 +103,7 @@ class Stepper:
         seconds = self._clock() - began
         if work := sum(each.rows * each.draws for each in self._passed):
             self.pace.note(seconds, work)
+            self.slowness.note(seconds * self._least_work / work, self._least_bound)
             self._tell_of(jobs, step.work, self.counters.prefixes - prefixes, seconds)
         self.counters.steps += 1
 
@@ -179,7 +187,6 @@ class Stepper:
             job.first_pass = began if job.first_pass is None else job.first_pass
             job.compute_seconds += ended - began
             job.since = ended
-            job.enough = ended if job.enough is None and job.ready else job.enough
         self._finish([job for job in moved if not job.wanted], StopReason.MAX_DRAWS)
         self._tell([job for job in moved if job.watcher is not None and job.outcome is None])
 
@@ -207,6 +214,9 @@ class Stepper:
         self.counters.work += rows * draws
         pace = self.paces.setdefault(jobs[0].engine, Pace())
         pace.note(seconds, rows * draws)
+        least = sum(min(job.least_left, job.rows * draws) for job in jobs)
+        self._least_work += least
+        self._least_bound += least * pace.fastest
         self._passed.append(PassReport(request.model, request.version, True, len(jobs), rows, draws, seconds))
 
     def _tell(self, jobs: Sequence[DrawJob]) -> None:

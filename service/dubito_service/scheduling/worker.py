@@ -16,10 +16,9 @@ from dubito_service.reports import Watch, ignore
 from dubito_service.scheduling.admission import Admission, check_deadline
 from dubito_service.scheduling.dispatching import Clock, Dispatcher
 from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits
-from dubito_service.scheduling.pace import Hindsight
+from dubito_service.scheduling.pace import Demand
+from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.stepping import Counters, Stepper
-
-_LONGER = 1.5  # than it was waited for, what nobody waited for to the end may have taken
 
 
 class DeviceWorker:
@@ -48,8 +47,8 @@ class DeviceWorker:
         self._stepper = Stepper(limits, clock, watch, dispatcher.hand_over, dispatcher.tell, lambda: held.work)
         self._rescues: set[asyncio.Task[None]] = set()
         self._least_queued = 0  # rows x draws, as few as answer all that is in flight
-        self._seconds_queued = 0.0  # that these take at least
-        self._hindsight = Hindsight()
+        self._seconds_queued = dict.fromkeys(Priority, 0.0)  # that these take at least
+        self._demand = Demand()
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
@@ -128,34 +127,32 @@ class DeviceWorker:
         pace = self._stepper.pace.seconds_per_unit
         with self.admission.hold(request.model, request.caller, request.work, pace):
             own = self._stepper.at_least(job.engine, request.least_work)
-            job.bound = own + self._seconds_queued
-            ahead = self._hindsight.factor * self._seconds_queued + self._stepper.pace.last
-            if deadline is not None and own + ahead > deadline - now:  # else there is no need to look at each
-                check_deadline(deadline - now, own, lambda: self._seconds_before(job))
+            if deadline is not None:
+                self._check(job, own, deadline - now, now)
             with self._dispatcher.carry(job, self._due(deadline)):
                 self._least_queued += request.least_work
-                self._seconds_queued += own
+                self._seconds_queued[request.priority] += own
+                self._demand.note(request.priority, own, now)
                 try:
                     yield job
                 finally:
                     self._least_queued -= request.least_work
-                    self._seconds_queued -= own
-                    self._look_back(job)
+                    self._seconds_queued[request.priority] -= own
 
-    def _look_back(self, job: DrawJob) -> None:
-        """Learn from how long a job has waited for its least draws; of one that never had them, that it was longer."""
-        waited = (self._clock() if job.enough is None else job.enough) - job.arrived - self._limits.reply_seconds
-        if job.enough is not None:
-            self._hindsight.note(max(0.0, waited), job.bound)
-        elif waited > job.bound * self._hindsight.factor:
-            self._hindsight.note(_LONGER * waited, job.bound)
-
-    def _seconds_before(self, newcomer: DrawJob) -> float:
-        """Estimate how long it takes to answer whoever goes before a newcomer.
+    def _check(self, job: DrawJob, own: float, left: float, now: float) -> None:
+        """Refuse a newcomer that cannot be answered in time; `own`: seconds that it takes at least.
 
         The bound from below supposes full passes that everybody shares. Where seeds, shapes and networks are many they
-        are neither, and what bounds were worth lately tells by how much.
+        are neither, and what bounds were worth lately tells by how much. And while it waits others come that go first.
         """
+        slowness = self._stepper.slowness.factor
+        factor = slowness / self._demand.share(job.priority, now, slowness)
+        queued = sum(seconds for rank, seconds in self._seconds_queued.items() if rank <= job.priority)
+        if own + factor * queued + self._stepper.pace.last > left:  # else there is no need to look at each
+            check_deadline(left, own, lambda: self._seconds_before(job, factor))
+
+    def _seconds_before(self, newcomer: DrawJob, factor: float) -> float:
+        """Estimate how long it takes to answer whoever goes before a newcomer."""
         own, work = newcomer.turn(self._limits.patience_seconds), dict[Engine, int]()
         for job in self._dispatcher.waiting:
             if job.turn(self._limits.patience_seconds) < own:
@@ -163,7 +160,7 @@ class DeviceWorker:
         if not work:
             return 0.0
         least = sum(self._stepper.at_least(engine, left) for engine, left in work.items())
-        return self._hindsight.factor * least + self._stepper.pace.last  # which is under way
+        return factor * least + self._stepper.pace.last  # which is under way
 
     def _expire(self, job: DrawJob) -> None:
         """Let go of a caller whose time is up while a pass lasts: with what has been drawn, where that will do."""

@@ -11,7 +11,7 @@ import pytest
 from dubito_service.errors import DeadlineMissed, QueueFull
 from dubito_service.scheduling.admission import Admission, Bounds
 from dubito_service.scheduling.drawing import Drawn
-from dubito_service.scheduling.pace import Hindsight, Pace
+from dubito_service.scheduling.pace import Demand, Pace, Slowness
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.worker import DeviceWorker
 
@@ -133,17 +133,30 @@ def test_small_passes_say_nothing_of_what_large_ones_take() -> None:
     assert pace.at_least(10_000, 1000) == pytest.approx(0.1)
 
 
-def test_hindsight_tells_by_how_much_bounds_were_too_low_and_never_lowers_them() -> None:
-    hindsight = Hindsight()
-    assert hindsight.factor == 1.0
-    hindsight.note(1.0, 0.0)  # there was no bound
-    assert hindsight.factor == 1.0
+def test_slowness_tells_by_how_much_bounds_were_too_low_and_never_lowers_them() -> None:
+    slowness = Slowness()
+    assert slowness.factor == 1.0
+    slowness.note(1.0, 0.0)  # there was no bound
+    assert slowness.factor == 1.0
     for _ in range(200):
-        hindsight.note(0.6, 0.2)
-    assert hindsight.factor == pytest.approx(3.0)
+        slowness.note(0.6, 0.2)
+    assert slowness.factor == pytest.approx(3.0)
     for _ in range(200):
-        hindsight.note(0.0, 0.2)
-    assert hindsight.factor == 1.0
+        slowness.note(0.0, 0.2)
+    assert slowness.factor == 1.0
+
+
+def test_what_goes_first_and_goes_on_coming_leaves_the_rest_of_the_time_and_never_less_than_is_kept() -> None:
+    demand = Demand()
+    assert demand.share(1, 0.0) == 1.0
+    for tick in range(100):  # 0.4 seconds of work a second
+        demand.note(0, 0.04, tick / 10)
+    assert demand.share(1, 9.9) == pytest.approx(0.6, abs=0.03)
+    assert demand.share(1, 9.9, factor=2.0) == 0.25
+    assert demand.share(0, 9.9) == 1.0
+    assert demand.share(1, 30.0) == pytest.approx(1.0)  # it came no more
+    demand.note(2, 5.0, 30.0)
+    assert demand.share(0, 30.0) == 0.75  # those that starve have their turns
 
 
 def test_a_machine_that_slows_down_is_noticed_in_the_end() -> None:

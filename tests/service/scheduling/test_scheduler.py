@@ -244,3 +244,31 @@ def test_a_mate_is_taken_in_where_the_budget_allows_and_ends_the_tile_where_it_w
 def test_a_tile_larger_than_the_budget_is_cut_in_whole_groups() -> None:
     [tile] = schedule([ticket(0, rows=10, wanted=1000)], 256, 0.0).tiles
     assert tile.draws == 20
+
+
+def test_whoever_comes_too_late_behind_those_that_go_first_is_crowded_out_and_makes_room_for_the_next() -> None:
+    first = ticket(0, deadline=1.0, needs=0.6)
+    long = ticket(1, deadline=1.1, needs=0.6)
+    short = ticket(2, deadline=1.2, needs=0.3)
+    step = schedule([short, long, first], 1000, 0.0)
+    [(out, late)] = step.crowded_out
+    assert out is long
+    assert late == pytest.approx(0.1)
+    assert placed(step) == [first, short]
+    assert [each for each, _ in schedule([short, long, first], 1000, 0.0, slowness=1.6).crowded_out] == [long, short]
+
+
+def test_who_is_behind_others_needs_the_time_of_a_step_and_an_answer_too() -> None:
+    first = ticket(0, deadline=1.0, needs=0.6)
+    second = ticket(1, deadline=1.1, needs=0.4)
+    assert not schedule([first, second], 1000, 0.0, margin=0.05).crowded_out
+    [(out, late)] = schedule([first, second], 1000, 0.0, margin=0.2).crowded_out
+    assert out is second
+    assert late == pytest.approx(0.1)
+
+
+def test_who_goes_first_has_an_answer_or_has_no_deadline_is_never_crowded_out() -> None:
+    alone = ticket(0, deadline=1.0, needs=0.9)
+    ready = ticket(1, deadline=1.1, needs=0.0, ready=True)
+    patient = ticket(2, needs=5.0)
+    assert not schedule([alone, ready, patient], 1000, 0.0, slowness=3.0).crowded_out

@@ -110,11 +110,12 @@ async def test_at_three_times_its_capacity_answers_meet_deadlines_refusals_come_
     refused = [call for call in calls if isinstance(call.outcome, QueueFull)]
     late = [call for call in calls if isinstance(call.outcome, DeadlineMissed)]
     assert len(answered) + len(refused) + len(late) == len(calls)
-    assert len(late) <= 0.02 * len(calls)  # let in, then overtaken by lower priorities that had starved
+    crowded_out = [call for call in refused if call.ended > call.when]  # by priorities that came later, or starved
+    assert len(late) + len(crowded_out) <= 0.01 * len(calls)
     assert refused
-    assert all(call.ended <= (call.asked.deadline or 0.0) for call in answered)
-    assert all(call.ended == call.when for call in refused)
-    assert len(answered) >= 0.9 * len(calls)
+    assert all(call.ended <= (call.asked.deadline or 0.0) for call in (*answered, *refused))
+    # The least that would do is an eighth more than it can: so many have to be refused, whatever their size.
+    assert len(answered) >= 0.88 * len(calls)
     for call in answered:
         [reason] = call.outcome.predictive.stop_reason  # type: ignore[union-attr]
         assert draws(call) == MOST or reason in (StopReason.LOAD, StopReason.DEADLINE)
@@ -182,5 +183,44 @@ async def test_what_is_shed_is_honest_and_never_below_the_least(clock: Clock, en
     for drawn in answers:
         reason = StopReason.MAX_DRAWS if drawn.predictive.draws[0] == 160 else StopReason.LOAD
         assert drawn.predictive.stop_reason == (reason,)
+    worker.close()
+    assert worker.join(30)
+
+
+async def test_whoever_higher_priorities_will_overtake_is_refused_at_once_and_not_let_in_to_expire(
+    clock: Clock, engine: Hooked
+) -> None:
+    """Three times the capacity by requests that share no pass: the highest priority alone is three quarters of it."""
+    worker = DeviceWorker(limits(overload_seconds=0.5, step_seconds=0.05, reply_seconds=0.02), clock)
+    worker.start()
+    start, overhead = clock.now, 0.02
+    capacity = 1 / (overhead + UNIT * LEAST)
+    ranks = (Priority.NORMAL, Priority.HIGH, Priority.LOW, Priority.NORMAL)
+    calls = [
+        Call(
+            when,
+            request(
+                engine, shift=i, seed=i, deadline=when + 1.0, min_draws=LEAST, max_draws=MOST, priority=ranks[i * 7 % 4]
+            ),
+        )
+        for i, when in enumerate(start + i / (3 * capacity) for i in range(int(45 * capacity)))
+    ]
+    world = World(clock, worker, asyncio.get_running_loop(), list(calls), overhead)
+    engine.hook = world.during
+    await world.live()
+
+    settled = [call for call in calls if call.when > start + 4]  # by then it has noticed
+    late = [call for call in settled if isinstance(call.outcome, DeadlineMissed)]
+    answered = [call for call in calls if isinstance(call.outcome, Drawn)]
+    by_rank = {
+        rank: sum(isinstance(call.outcome, Drawn) for call in settled if call.asked.priority is rank)
+        for rank in Priority
+    }
+    crowded_out = [call for call in settled if isinstance(call.outcome, QueueFull) and call.ended > call.when]
+    assert len(late) <= 0.01 * len(settled)
+    assert len(crowded_out) <= 0.05 * len(settled)
+    assert by_rank[Priority.HIGH] >= 0.9 * sum(call.asked.priority is Priority.HIGH for call in settled)
+    assert by_rank[Priority.NORMAL] > by_rank[Priority.LOW]
+    assert len(answered) >= 0.9 * capacity * (world.clock.now - start)
     worker.close()
     assert worker.join(30)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
-from dubito_service.open_inference.streaming import answer_each
+from dubito_service.streaming import answer_each
 
 
 async def numbers(count: int, read: list[int] | None = None) -> AsyncGenerator[int]:
@@ -129,15 +129,48 @@ async def test_an_error_of_an_answer_ends_the_stream_with_it() -> None:
             pass
 
 
-async def test_an_error_of_reading_ends_the_stream_with_it() -> None:
+async def test_what_was_read_is_answered_before_an_error_of_reading_ends_the_stream() -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
+        yield 2
         raise ValueError("no such message")
 
-    with pytest.raises(ValueError, match="no such message"):
-        async for _ in answer_each(broken(), twice, 2):
-            pass
+    ready = asyncio.Event()
+
+    async def answer(number: int) -> AsyncGenerator[int]:
+        await ready.wait()
+        yield number
+
+    async with contextlib.aclosing(answer_each(broken(), answer, 4)) as answers:
+        asyncio.get_running_loop().call_later(0.01, ready.set)
+        assert [await anext(answers) for _ in range(2)] == [1, 2]
+        with pytest.raises(ValueError, match="no such message"):
+            await anext(answers)
 
 
-async def test_a_stream_without_requests_ends() -> None:
+async def test_an_answer_holds_its_place_until_it_is_written() -> None:
+    read: list[int] = []
+
+    async def answer(number: int) -> AsyncGenerator[int]:
+        yield number
+
+    async with contextlib.aclosing(answer_each(numbers(1000, read), answer, 4)) as answers:
+        for taken in range(1, 4):
+            await anext(answers)
+            await settle()
+            assert len(read) == taken + 3  # what was taken last is not written before the next one is asked for
+
+
+async def test_nothing_is_left_behind() -> None:
+    async def answer(number: int) -> AsyncGenerator[int]:
+        if number:
+            await asyncio.Event().wait()
+        yield number
+
+    async with contextlib.aclosing(answer_each(numbers(9), answer, 4)) as answers:
+        assert await anext(answers) == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_no_requests_no_answers() -> None:
     assert [answer async for answer in answer_each(numbers(0), twice, 2)] == []
