@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """One pass of a network for all requests that shared it; `draws`: 1 on the standard path."""
+    """One pass of a network for all requests that shared it, told before any of their answers leaves.
+
+    `draws`: 1 on the standard path.
+    """
 
     model: str
     version: int
@@ -32,9 +35,8 @@ class PassReport:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step of a worker: its passes, and how long it was; `fill`: the share of the step's budget that was used."""
+    """One step of a worker, told after its passes; `fill`: the share of the step's budget that was used."""
 
-    passes: tuple[PassReport, ...]
     prefixes: int
     seconds: float
     fill: float
@@ -76,7 +78,7 @@ class LoadReport:
     failed: bool
 
 
-Report: TypeAlias = StepReport | AnswerReport | CallReport | LoadReport
+Report: TypeAlias = PassReport | StepReport | AnswerReport | CallReport | LoadReport
 Watch: TypeAlias = Callable[[Report], None]
 
 

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from dubito_models.standard import Evaluation
-from dubito_service.reports import AnswerReport, PassReport, Report, StepReport
+from dubito_service.reports import AnswerReport, PassReport, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,9 @@ class Statistics:
             standard, now = isinstance(report.answer, Evaluation), self._clock()
             with self._lock:
                 self._at(report.version.name, report.version.version, standard).answered(report, now)
-        elif isinstance(report, StepReport):
+        elif isinstance(report, PassReport):
             with self._lock:
-                for each in report.passes:
-                    self._at(each.model, each.version, not each.monte_carlo).passed(each)
+                self._at(report.model, report.version, not report.monte_carlo).passed(report)
 
     def fail(self, path: Path, seconds: float) -> None:
         """Count a request that got no answer."""

@@ -102,7 +102,7 @@ class StandardWorker:
         self._pace = Pace()
         self._paces: weakref.WeakKeyDictionary[ModelVersion, Pace] = weakref.WeakKeyDictionary()
         self._slowest = 0.0  # seconds of a row of the slowest network, at its fastest
-        self._passed: list[PassReport] = []  # in this step
+        self._rows_run = 0  # in this step
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
@@ -162,7 +162,7 @@ class StandardWorker:
     # From here on everything runs in the thread.
 
     def _step(self, jobs: Sequence[_Job]) -> None:
-        began, self._passed = self._clock(), []
+        began, self._rows_run = self._clock(), 0
         by_number = {job.number: job for job in jobs}
         step = schedule(
             [job.ticket(self._cost(job.request.version)) for job in jobs],
@@ -176,11 +176,10 @@ class StandardWorker:
             self._run(tile, [by_number[ticket.number] for ticket in tile.tickets])
             self._dispatcher.hand_over(jobs)
         seconds = self._clock() - began
-        if rows := sum(each.rows for each in self._passed):
-            self._pace.note(seconds, rows)
+        if self._rows_run:
+            self._pace.note(seconds, self._rows_run)
             self._watch(
                 StepReport(
-                    passes=tuple(self._passed),
                     prefixes=0,
                     seconds=seconds,
                     fill=min(1.0, step.work / self._limits.step_rows),
@@ -217,7 +216,8 @@ class StandardWorker:
         pace = self._paces.setdefault(version, Pace())
         pace.note(seconds, rows)
         self._slowest = max(self._slowest, pace.fastest)
-        self._passed.append(PassReport(version.name, version.version, False, len(jobs), rows, 1, seconds))
+        self._rows_run += rows
+        self._watch(PassReport(version.name, version.version, False, len(jobs), rows, 1, seconds))
 
 
 def _rows(whole: Evaluation, start: int, end: int) -> Evaluation:

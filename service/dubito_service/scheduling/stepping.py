@@ -65,8 +65,7 @@ class Stepper:
         self._hand_over = hand_over
         self._tell_loop = tell
         self._queued_work = queued_work
-        self._passed: list[PassReport] = []  # in this step, as the next two
-        self._least_work, self._least_bound = 0, 0.0
+        self._work, self._least_work, self._least_bound = 0, 0, 0.0  # in this step
 
     def at_least(self, engine: Engine, work: float) -> float:
         """Return a bound from below on the seconds that rows x draws take; 0 of a network that has not run."""
@@ -76,8 +75,8 @@ class Stepper:
     def step(self, jobs: Sequence[DrawJob]) -> None:
         """Take one step: whoever is due leaves, and the rest draw as the scheduler says."""
         began = self._clock()
-        self._passed, prefixes = [], self.counters.prefixes
-        self._least_work, self._least_bound = 0, 0.0
+        prefixes = self.counters.prefixes
+        self._work, self._least_work, self._least_bound = 0, 0, 0.0
         self._shed(jobs)
         left = [job for job in jobs if job.outcome is None]
         by_number = {job.number: job for job in left}
@@ -101,9 +100,9 @@ class Stepper:
                 self._hand_over(jobs)
                 handed = now
         seconds = self._clock() - began
-        if work := sum(each.rows * each.draws for each in self._passed):
-            self.pace.note(seconds, work)
-            self.slowness.note(seconds * self._least_work / work, self._least_bound)
+        if self._work:
+            self.pace.note(seconds, self._work)
+            self.slowness.note(seconds * self._least_work / self._work, self._least_bound)
             self._tell_of(jobs, step.work, self.counters.prefixes - prefixes, seconds)
         self.counters.steps += 1
 
@@ -111,7 +110,6 @@ class Stepper:
         """Tell whoever counts of the step; before its last outcomes cross to the loop."""
         self._watch(
             StepReport(
-                passes=tuple(self._passed),
                 prefixes=prefixes,
                 seconds=seconds,
                 fill=min(1.0, work / self._limits.step_work),
@@ -212,12 +210,13 @@ class Stepper:
         request = jobs[0].request
         self.counters.passes += 1
         self.counters.work += rows * draws
+        self._work += rows * draws
         pace = self.paces.setdefault(jobs[0].engine, Pace())
         pace.note(seconds, rows * draws)
         least = sum(min(job.least_left, job.rows * draws) for job in jobs)
         self._least_work += least
         self._least_bound += least * pace.fastest
-        self._passed.append(PassReport(request.model, request.version, True, len(jobs), rows, draws, seconds))
+        self._watch(PassReport(request.model, request.version, True, len(jobs), rows, draws, seconds))
 
     def _tell(self, jobs: Sequence[DrawJob]) -> None:
         """Tell watchers what their draws say so far, where somebody looks now."""

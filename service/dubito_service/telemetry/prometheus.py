@@ -76,6 +76,8 @@ class Telemetry:
                 self._count_call(report)
             case AnswerReport():
                 self._count_answer(report)
+            case PassReport():
+                self._count_pass(report)
             case StepReport():
                 self._count_step(report)
             case LoadReport():
@@ -103,8 +105,6 @@ class Telemetry:
         self.meters.step_seconds.observe(report.seconds)
         self.meters.step_fill.observe(report.fill)
         self.meters.prefixes.inc(report.prefixes)
-        for one in report.passes:
-            self._count_pass(one)
 
     def _count_pass(self, report: PassReport) -> None:
         meters = self.meters.of_path(report.model, report.version, report.monte_carlo)

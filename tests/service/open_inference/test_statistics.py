@@ -25,10 +25,6 @@ def passed(rows: int, seconds: float, *, monte_carlo: bool = True) -> PassReport
     return PassReport("mlp", 1, monte_carlo, 2, rows, 10, seconds)
 
 
-def stepped(*passes: PassReport) -> StepReport:
-    return StepReport(passes, 0, 1.0, 1.0, 0, 0)
-
-
 def test_rows_answers_and_their_times_add_up_each_on_its_own_path(packed: Callable[[str], ModelVersion]) -> None:
     statistics = Statistics(lambda: 1000.5)
     for rows in (3, 5):
@@ -49,8 +45,8 @@ def test_rows_answers_and_their_times_add_up_each_on_its_own_path(packed: Callab
 
 def test_passes_count_by_their_rows_and_not_by_the_requests_that_shared_them() -> None:
     statistics = Statistics(lambda: 0.0)
-    statistics.watch(stepped(passed(3, 0.25), passed(8, 0.5)))
-    statistics.watch(stepped(passed(3, 0.25), passed(1, 0.125, monte_carlo=False)))
+    for report in (passed(3, 0.25), passed(8, 0.5), passed(3, 0.25), passed(1, 0.125, monte_carlo=False)):
+        statistics.watch(report)
     counts = statistics.of(PATH)
     assert counts.passes == 3
     assert dict(counts.batches) == {3: Duration(2, 5 * 10**8), 8: Duration(1, 5 * 10**8)}
@@ -60,6 +56,7 @@ def test_passes_count_by_their_rows_and_not_by_the_requests_that_shared_them() -
 def test_a_failure_counts_beside_the_answers_and_other_reports_not_at_all() -> None:
     statistics = Statistics(lambda: 0.0)
     statistics.fail(PATH, 0.5)
+    statistics.watch(StepReport(1, 1.0, 1.0, 0, 0))
     statistics.watch(CallReport("/inference.GRPCInferenceService/ModelInfer", "OK", 1.0))
     assert statistics.of(PATH) == Counts(failure=Duration(1, 5 * 10**8))
 
@@ -68,7 +65,7 @@ def test_no_count_is_lost_where_several_threads_report() -> None:
     statistics = Statistics(lambda: 0.0)
     with ThreadPoolExecutor(4) as threads:
         for _ in range(4):
-            threads.submit(lambda: [statistics.watch(stepped(passed(1, 0.0))) for _ in range(500)])
+            threads.submit(lambda: [statistics.watch(passed(1, 0.0)) for _ in range(500)])
     assert statistics.of(PATH).passes == 2000
 
 

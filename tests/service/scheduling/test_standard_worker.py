@@ -14,7 +14,7 @@ from torch import Tensor
 from dubito_models.package import ModelVersion
 from dubito_models.standard import Evaluation
 from dubito_service.errors import DeadlineMissed, Draining, OutOfMemory, QueueFull, WorkerLost
-from dubito_service.reports import Report, StepReport
+from dubito_service.reports import PassReport, Report
 from dubito_service.scheduling import dispatching
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.standard_worker import Evaluated, EvaluationRequest, StandardLimits, StandardWorker
@@ -110,13 +110,27 @@ async def test_calls_that_wait_share_a_run_and_each_gets_its_own_rows(
     for one, task in zip(asked, tasks, strict=True):
         assert_own(one, await task)
     assert version.runs == [1, 10]
-    await until(lambda: len(told) == 2)
-    passes = [each for step in told if isinstance(step, StepReport) for each in step.passes]
+    passes = [report for report in told if isinstance(report, PassReport)]
     assert [(each.requests, each.rows, each.draws, each.monte_carlo) for each in passes] == [
         (1, 1, 1, False),
         (4, 10, 1, False),
     ]
     assert standard.queued_rows == 0
+
+
+async def test_a_run_is_told_of_before_its_answers_leave_though_its_step_goes_on(
+    standard: StandardWorker, version: Watched, told: list[Report]
+) -> None:
+    other = Watched(version)
+    other.gate.clear()
+    first, [early, late] = await behind(standard, version, asking(version, 2), asking(other, 3))
+    version.gate.set()
+    await first
+    await early
+    assert [report.rows for report in told if isinstance(report, PassReport)] == [1, 2]
+    other.gate.set()
+    await late
+    assert [report.rows for report in told if isinstance(report, PassReport)] == [1, 2, 3]
 
 
 async def test_a_run_that_fails_fails_only_who_is_at_fault(standard: StandardWorker, version: Watched) -> None:

@@ -66,9 +66,9 @@ def read(telemetry: Telemetry, name: str, **labels: str) -> float | None:
     return telemetry.meters.registry.get_sample_value(name, labels)
 
 
-def step(passes: Sequence[PassReport] = (), **changes: Any) -> StepReport:
+def step(**changes: Any) -> StepReport:
     fields = {"prefixes": 1, "seconds": 0.01, "fill": 0.5, "waiting": 1, "queued_work": 40, **changes}
-    return StepReport(tuple(passes), **fields)
+    return StepReport(**fields)
 
 
 def test_a_call_is_counted_by_method_and_status_and_a_refusal_by_its_error(telemetry: Telemetry) -> None:
@@ -136,7 +136,8 @@ def test_of_a_regression_the_epistemic_share_is_counted_and_of_a_single_draw_not
 
 
 def test_a_step_and_its_passes_are_counted(telemetry: Telemetry) -> None:
-    telemetry.watch(step([PassReport("mlp", 1, True, requests=3, rows=12, draws=10, seconds=0.004)], prefixes=2))
+    telemetry.watch(PassReport("mlp", 1, True, requests=3, rows=12, draws=10, seconds=0.004))
+    telemetry.watch(step(prefixes=2))
     labels = {**MODEL, "path": "monte_carlo"}
     assert read(telemetry, "dubito_step_seconds_sum") == 0.01
     assert read(telemetry, "dubito_step_fill_ratio_sum") == 0.5
@@ -199,7 +200,7 @@ async def test_a_version_that_is_gone_leaves_no_series_behind_and_is_not_kept_in
 ) -> None:
     await telemetry.look(entries(version), cast(Observer, Labels(rolling("in use"))))
     telemetry.watch(report(version, answer))
-    telemetry.watch(step([PassReport("mlp", 1, True, 1, 1, 1, 0.1)]))
+    telemetry.watch(PassReport("mlp", 1, True, 1, 1, 1, 0.1))
     assert series(telemetry, 'version="1"')
     await telemetry.look(entries(version)[1:], None)
     assert not series(telemetry, 'version="1"')
@@ -298,7 +299,8 @@ def test_reports_from_many_threads_are_all_counted(
     def work() -> None:
         start.wait(30)
         for _ in range(200):
-            telemetry.watch(step([PassReport("mlp", 1, True, 1, 1, 1, 0.1)]))
+            telemetry.watch(PassReport("mlp", 1, True, 1, 1, 1, 0.1))
+            telemetry.watch(step())
             telemetry.watch(report(version, answer))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
