@@ -81,6 +81,7 @@ class Run:
     next_draw: int = 0
     settled: tuple[Part, ...] = ()
     groups: NDArray[np.int64] | None = None  # of all rows of the request: see `Part`
+    first_row: int = 0  # the number of its first row, where it is a part of a larger request: masks of rows go by it
 
     @property
     def rows(self) -> int:
@@ -187,19 +188,27 @@ class Engine:
             raise InvalidArgument("mask_scope", given, "draw: a row has no weights of its own")
 
     def start(
-        self, requests: Sequence[tuple[Mapping[str, Tensor], Plan]], calibration: Calibration | None
+        self,
+        requests: Sequence[tuple[Mapping[str, Tensor], Plan]],
+        calibration: Calibration | None,
+        first_rows: Sequence[int] | None = None,
     ) -> list[Run]:
-        """Run the prefix once for several requests whose inputs have equal shapes but for the rows."""
+        """Run the prefix once for several requests whose inputs have equal shapes but for the rows.
+
+        `first_rows`: the numbers of their first rows, where some are parts of larger requests.
+        """
         names = self.program.inputs
         with torch.inference_mode():
             joined = {name: self._send([inputs[name] for inputs, _ in requests]) for name in names}
             boundary = self.program.prefix(joined)
             parts = self.program.split(boundary, [inputs[names[0]].shape[0] for inputs, _ in requests])
         grouping = None if calibration is None else calibration.grouping
+        firsts = first_rows or (0,) * len(requests)
         return [
-            Run(plan, part, calibration, np.arange(part.rows), groups=None if grouping is None else grouping.of(inputs))
-            for (inputs, plan), part in zip(requests, parts, strict=True)
-        ]
+            Run(plan, part, calibration, np.arange(part.rows),
+                groups=None if grouping is None else grouping.of(inputs), first_row=first)
+            for (inputs, plan), part, first in zip(requests, parts, firsts, strict=True)
+        ]  # fmt: skip
 
     def _send(self, parts: Sequence[Tensor]) -> Tensor:
         """Put the rows of several requests on the device."""
@@ -214,7 +223,9 @@ class Engine:
         with torch.inference_mode():
             boundary = self.program.join([run.boundary for run in runs])
             if plan.spec.scope is MaskScope.ROW:
-                raw = self._passes_by_row(boundary, np.concatenate([run.active for run in runs]), plan, first, draws)
+                raw = self._passes_by_row(
+                    boundary, np.concatenate([run.first_row + run.active for run in runs]), plan, first, draws
+                )
             else:
                 raw = self._passes(boundary, plan, first, draws)
             counts = _group_counts(first, draws, self.masks.group_size)

@@ -38,11 +38,14 @@ class Hooked(Engine):
         self.prefix_hook: Callable[[tuple[int, ...]], None] = lambda rows: None
 
     def start(
-        self, requests: Sequence[tuple[Mapping[str, Tensor], Plan]], calibration: Calibration | None
+        self,
+        requests: Sequence[tuple[Mapping[str, Tensor], Plan]],
+        calibration: Calibration | None,
+        first_rows: Sequence[int] | None = None,
     ) -> list[Run]:
         self.prefixes.append(tuple(next(iter(inputs.values())).shape[0] for inputs, _ in requests))
         self.prefix_hook(self.prefixes[-1])
-        return super().start(requests, calibration)
+        return super().start(requests, calibration, first_rows)
 
     def advance(self, runs: Sequence[Run], draws: int) -> list[Run]:
         self.passes.append(Pass(tuple(run.rows for run in runs), runs[0].next_draw, draws))

@@ -93,7 +93,7 @@ async def test_near_the_deadline_what_was_drawn_is_the_answer_and_it_is_marked(o
 
 
 async def test_a_deadline_with_nothing_drawn_is_exceeded_and_costs_no_pass(opened: Open) -> None:
-    inside = await opened()
+    inside = await opened(step_seconds=1e6)  # however long the first pass is held
     gate = inside.engine.hook = Gate()
     first = asyncio.create_task(inside.predict(asking(1)))
     await until(gate.has_entered)
@@ -115,8 +115,8 @@ async def test_a_cancelled_call_leaves_and_costs_no_further_pass(opened: Open) -
     call.cancel()
     await until(lambda: inside.server.device.queued_work == 0)
     gate.open()
-    await inside.predict(asking(2, max_draws=10))
-    assert [this.rows for this in inside.engine.passes] == [(1,), (2,)]
+    await inside.predict(asking(1, data=1, max_draws=10))
+    assert [(this.rows, this.first) for this in inside.engine.passes] == [((1,), 0)] * 2
     assert inside.server.device.counters.passes == 2
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]  # seconds, monotonic
 T = TypeVar("T")
+MOST_PARTS = 1024  # of a request: each costs the scheduler some time in every step
 _RESTART_SECONDS = 1.0  # from the death of a thread to the next one
 
 
@@ -43,12 +44,21 @@ class Job(Generic[T]):
     outcome: T | Exception | None = None
     handed: bool = False  # the outcome is on its way to the loop
 
-    def turn(self, patience: float) -> tuple[Priority, float, int]:
+    def turn(self, patience: float) -> tuple[Priority, float, float, int]:
         """Return what the scheduler sorts it by."""
         return turn(self.priority, self.deadline, self.since, self.number, patience)
 
 
 J = TypeVar("J", bound=Job[Any])
+
+
+async def outcomes(jobs: Sequence[Job[T]]) -> list[T]:
+    """Wait for the jobs of one caller, and return what came of each; raises what the first one raises that fails."""
+    if len(jobs) == 1:
+        return [await jobs[0].future]
+    return await asyncio.gather(*(job.future for job in jobs))
+
+
 Inbox: TypeAlias = "queue.SimpleQueue[list[J] | None]"  # None: the end
 
 
@@ -106,8 +116,8 @@ class Dispatcher(Generic[J]):
         return self._thread is None or not self._thread.is_alive()
 
     @contextlib.contextmanager
-    def carry(self, job: J, expires: float | None) -> Iterator[J]:
-        """Have a job worked on for as long as somebody waits for it, and expire at a time, if any.
+    def carry(self, jobs: Sequence[J], expires: float | None) -> Iterator[None]:
+        """Have jobs worked on for as long as somebody waits for them, and expire at a time, if any.
 
         Raises `Draining` or `WorkerLost`.
         """
@@ -115,27 +125,28 @@ class Dispatcher(Generic[J]):
             raise Draining("the server is stopping")
         if not self.alive:
             raise WorkerLost(_RESTART_SECONDS)
-        timer = None if expires is None else self.call_at(expires, job)
-        self.waiting.add(job)
+        timers = [] if expires is None else [self.call_at(expires, job) for job in jobs]
+        self.waiting.update(jobs)
         try:
-            self._send(job)
-            yield job
+            self._send(jobs)
+            yield
         finally:
-            job.abandoned = True
-            self.waiting.remove(job)
-            if timer is not None:
+            for job in jobs:
+                job.abandoned = True
+                self.waiting.remove(job)
+                if job.future.done() and not job.future.cancelled():
+                    job.future.exception()  # a caller that left at that moment never saw it: asyncio would complain
+            for timer in timers:
                 timer.cancel()
-            if job.future.done() and not job.future.cancelled():
-                job.future.exception()  # a caller that left at that moment never saw it, and asyncio would complain
 
-    def _send(self, job: J) -> None:
-        """Have the thread get a job together with all that come while the loop is at what has arrived.
+    def _send(self, jobs: Sequence[J]) -> None:
+        """Have the thread get jobs together with all that come while the loop is at what has arrived.
 
         One by one the first of them would wake the thread, which then would draw for it alone, and hold the loop up.
         """
-        self._outgoing.append(job)
-        if len(self._outgoing) == 1:
-            job.future.get_loop().call_soon(self._flush)
+        if not self._outgoing:
+            jobs[0].future.get_loop().call_soon(self._flush)
+        self._outgoing += jobs
 
     def _flush(self) -> None:
         self._inbox.put(self._outgoing)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
 from dubito_models.calibration import Calibration
 from dubito_models.engine import Engine, Run, wants
-from dubito_models.predictive import Predictive
+from dubito_models.predictive import Predictive, join_answers
 from dubito_models.sampling import Plan
 from dubito_service.errors import DeadlineMissed
 from dubito_service.scheduling.admission import Bounds
@@ -41,7 +42,8 @@ class WorkLimits:
 class Request:
     """Draws that a caller wants. `inputs`: each (B, ...), validated; `deadline`: seconds on the worker's clock.
 
-    `engines`: the same network, one for each device; a worker takes its own.
+    `engines`: the same network, one for each device; a worker takes its own. `first_row`: the number of its first row
+    in what the caller asked, where it is a part of that.
     """
 
     engines: tuple[Engine, ...]
@@ -54,6 +56,21 @@ class Request:
     version: int = 0
     caller: str = ""
     priority: Priority = Priority.NORMAL
+    first_row: int = 0
+
+    def cut(self, rows: int) -> list[Request]:
+        """Return parts of at most so many rows, in order; the whole where rows are asked about together."""
+        if self.rows <= rows or self.plan.spec.joint:
+            return [self]
+        return [
+            replace(
+                self,
+                inputs={name: value[start : start + rows] for name, value in self.inputs.items()},
+                rows=min(rows, self.rows - start),
+                first_row=start,
+            )
+            for start in range(0, self.rows, rows)
+        ]
 
     @property
     def work(self) -> int:
@@ -80,10 +97,24 @@ class Drawn:
     compute_seconds: float
 
 
+def join(parts: Sequence[Drawn]) -> Drawn:
+    """Put the answers to the parts of a request together, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([len(part.predictive.draws) for part in parts])
+    rows = [np.arange(end - len(part.predictive.draws), end) for part, end in zip(parts, ends, strict=True)]
+    return Drawn(
+        join_answers([part.predictive for part in parts], rows),
+        min(part.queue_seconds for part in parts),
+        sum(part.compute_seconds for part in parts),
+    )
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class DrawJob(Job[Drawn]):
-    """A request on its way through the worker."""
+    """A request on its way through the worker, or a part of a large one; `whole`: the number of its first part."""
 
+    whole: int
     request: Request
     engine: Engine
     watcher: Callable[[Drawn], None] | None = None  # is told of answers on the way, on the event loop
@@ -141,7 +172,7 @@ class DrawJob(Job[Drawn]):
         """Rows x draws that are wanted for an answer, if need be."""
         return max(0, self.request.least_work - self.request.rows * self.drawn)
 
-    def ticket(self, cost: float, needs: float) -> Ticket:
+    def ticket(self, cost: float, entry: float, needs: float) -> Ticket:
         """Return the job as the scheduler sees it; `needs`: the seconds that `least_left` takes at least."""
         return Ticket(
             number=self.number,
@@ -151,6 +182,7 @@ class DrawJob(Job[Drawn]):
             group_size=self.request.plan.group_size,
             since=self.since,
             cost=cost,
+            entry=entry if self.run is None else 0.0,
             deadline=self.deadline,
             priority=self.priority,
             ready=self.ready,

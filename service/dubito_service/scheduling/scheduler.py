@@ -44,6 +44,7 @@ class Ticket:
     group_size: int  # draws are taken in whole groups, but for the last ones
     since: float  # when it arrived, or last had a turn
     cost: float = 1.0  # work units of one row and draw, the same for equal keys
+    entry: float = 0.0  # work units of a row before its first draw, the same for equal keys; 0 once that is done
     deadline: float | None = None
     priority: Priority = Priority.NORMAL
     ready: bool = False  # has drawn enough for an answer, if need be
@@ -65,8 +66,8 @@ class Tile:
 
     @property
     def work(self) -> float:
-        """What it takes of a budget: rows x draws x cost."""
-        return self.rows * self.draws * self.tickets[0].cost
+        """What it takes of a budget: rows x draws x cost, and what comes before the first draw."""
+        return _work(self.tickets[0], self.rows, self.draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +142,9 @@ def _is_due(ticket: Ticket, now: float, margin: float) -> bool:
 
 def turn(
     priority: Priority, deadline: float | None, since: float, number: int, patience: float
-) -> tuple[Priority, float, int]:
-    """Return what tickets are sorted by."""
-    return priority, min(math.inf if deadline is None else deadline, since + patience), number
+) -> tuple[Priority, float, float, int]:
+    """Return what tickets are sorted by; of equal dates, as parts of a request have, the longest wait goes first."""
+    return priority, min(math.inf if deadline is None else deadline, since + patience), since, number
 
 
 def shed(max_draws: int, min_draws: int, group_size: int, others: float, overload: float) -> int:
@@ -192,18 +193,23 @@ def _fill(waiting: Sequence[Ticket], budget: float, starved: Ticket | None) -> l
 
 
 def _least_work(ticket: Ticket) -> float:
-    return ticket.rows * min(ticket.wanted, ticket.group_size) * ticket.cost
+    return _work(ticket, ticket.rows, min(ticket.wanted, ticket.group_size))
+
+
+def _work(ticket: Ticket, rows: int, draws: int) -> float:
+    """Return the work units of so many draws for rows like a ticket's."""
+    return rows * (draws * ticket.cost + ticket.entry)
 
 
 def _form(leader: Ticket, mates: Sequence[Ticket], budget: float) -> Tile:
     """Give the leader the draws that the budget allows, then take in whoever the rest of the budget allows."""
     members = [leader]
     rows, least, most = leader.rows, leader.wanted, leader.wanted
-    draws = _whole(least, most, leader.group_size, budget / (rows * leader.cost))
+    draws = _whole(least, most, leader.group_size, (budget / rows - leader.entry) / leader.cost)
     for mate in mates:
         fewest, largest = min(least, mate.wanted), max(most, mate.wanted)
         shared = min(draws, _whole(fewest, largest, leader.group_size, math.inf))
-        if mate is not leader and (rows + mate.rows) * shared * leader.cost <= budget:
+        if mate is not leader and _work(leader, rows + mate.rows, shared) <= budget:
             members.append(mate)
             rows, least, most, draws = rows + mate.rows, fewest, largest, shared
     return Tile(tuple(members), draws)

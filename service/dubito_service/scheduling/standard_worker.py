@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,12 @@ from dubito_models.standard import Evaluation
 from dubito_service.errors import DeadlineMissed
 from dubito_service.reports import PassReport, StepReport, Watch, ignore
 from dubito_service.scheduling.admission import Admission, Bounds, check_deadline
-from dubito_service.scheduling.dispatching import Clock, Dispatcher, Job
+from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, Job, outcomes
 from dubito_service.scheduling.pace import Pace
 from dubito_service.scheduling.retrying import attempt
 from dubito_service.scheduling.scheduler import Priority, Ticket, Tile, schedule
+
+_FIRST_STEP_ROWS = 256  # of a network whose speed is not known yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,19 @@ class EvaluationRequest:
     deadline: float | None = None
     caller: str = ""
     priority: Priority = Priority.NORMAL
+
+    def cut(self, rows: int) -> list[EvaluationRequest]:
+        """Return parts of at most so many rows, in order."""
+        if self.rows <= rows:
+            return [self]
+        return [
+            replace(
+                self,
+                inputs={name: value[start : start + rows] for name, value in self.inputs.items()},
+                rows=min(rows, self.rows - start),
+            )
+            for start in range(0, self.rows, rows)
+        ]
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -128,23 +144,27 @@ class StandardWorker:
 
     async def evaluate(self, request: EvaluationRequest) -> Evaluated:
         """Answer a request; raises what `DeviceWorker.draw` does. Cancelling it takes it out before the next run."""
-        now, deadline = self._clock(), request.deadline
-        job = _Job(
-            number=next(self._dispatcher.numbers),
-            future=asyncio.get_running_loop().create_future(),
-            arrived=now,
-            since=now,
-            deadline=deadline,
-            priority=request.priority,
-            request=request,
-        )
+        now, deadline, loop = self._clock(), request.deadline, asyncio.get_running_loop()
+        most = max(1, int(self._limits.step_rows / self._cost(request.version)), -(-request.rows // MOST_PARTS))
+        jobs = [
+            _Job(
+                number=next(self._dispatcher.numbers),
+                future=loop.create_future(),
+                arrived=now,
+                since=now,
+                deadline=deadline,
+                priority=request.priority,
+                request=part,
+            )
+            for part in request.cut(most)
+        ]
         pace = self._pace.seconds_per_unit
         with self.admission.hold(request.version.name, request.caller, request.rows, pace):
             if deadline is not None and self.queued_rows * self._slowest > deadline - now:
                 own = self._at_least(request.version, request.rows)
-                check_deadline(deadline - now, own, lambda: self._seconds_before(job))
-            with self._dispatcher.carry(job, deadline):
-                return await job.future
+                check_deadline(deadline - now, own, lambda: self._seconds_before(jobs[0]))
+            with self._dispatcher.carry(jobs, deadline):
+                return _join(await outcomes(jobs))
 
     def _at_least(self, version: ModelVersion, rows: int) -> float:
         pace = self._paces.get(version)
@@ -193,7 +213,7 @@ class StandardWorker:
         pace = self._paces.get(version)
         rate = pace.seconds_per_unit if pace is not None else None
         if rate is None:
-            return 1.0
+            return max(1.0, self._limits.step_rows / _FIRST_STEP_ROWS)
         return max(1.0, rate * self._limits.step_rows / self._limits.step_seconds)
 
     def _run(self, tile: Tile, jobs: Sequence[_Job]) -> None:
@@ -224,6 +244,18 @@ def _rows(whole: Evaluation, start: int, end: int) -> Evaluation:
     found = {field.name: getattr(whole, field.name) for field in fields(whole)}
     own: dict[str, Any] = {name: None if value is None else value[start:end] for name, value in found.items()}
     return Evaluation(**own)
+
+
+def _join(parts: Sequence[Evaluated]) -> Evaluated:
+    """Put the answers to the parts of a request together, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    own: dict[str, Any] = {}
+    for field in fields(Evaluation):
+        values = [getattr(part.evaluation, field.name) for part in parts]
+        own[field.name] = None if values[0] is None else np.concatenate(values)
+    queued, computed = min(part.queue_seconds for part in parts), sum(part.compute_seconds for part in parts)
+    return Evaluated(Evaluation(**own), queued, computed)
 
 
 def _expire(job: _Job) -> None:

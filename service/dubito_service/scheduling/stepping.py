@@ -20,7 +20,7 @@ from dubito_service.scheduling.dispatching import Clock
 from dubito_service.scheduling.drawing import DrawJob, WorkLimits
 from dubito_service.scheduling.pace import Pace, Slowness
 from dubito_service.scheduling.retrying import attempt, is_out_of_memory
-from dubito_service.scheduling.scheduler import Tile, schedule, shed
+from dubito_service.scheduling.scheduler import Ticket, Tile, schedule, shed
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Stepper:
         self.pace = Pace()
         self.slowness = Slowness()  # of the draws that give answers, against their bounds
         self.paces: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()
+        self._entries: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()  # of prefixes, by rows
         self._limits = limits
         self._clock = clock
         self._watch = watch
@@ -81,7 +82,7 @@ class Stepper:
         left = [job for job in jobs if job.outcome is None]
         by_number = {job.number: job for job in left}
         step = schedule(
-            [job.ticket(self.cost(job.engine), self.at_least(job.engine, job.least_left)) for job in left],
+            [self._ticket(job) for job in left],
             self._limits.step_work,
             began,
             patience=self._limits.patience_seconds,
@@ -113,7 +114,7 @@ class Stepper:
                 prefixes=prefixes,
                 seconds=seconds,
                 fill=min(1.0, work / self._limits.step_work),
-                waiting=sum(job.outcome is None and not job.abandoned for job in jobs),
+                waiting=len({job.whole for job in jobs if job.outcome is None and not job.abandoned}),
                 queued_work=self._queued_work(),
             )
         )
@@ -126,14 +127,30 @@ class Stepper:
             return max(1.0, self._limits.step_work / _FIRST_STEP_WORK)
         return max(1.0, rate * self._limits.step_work / self._limits.step_seconds)
 
+    def entry(self, engine: Engine) -> float:
+        """Return the work units of a row before its first draw, by the seconds that prefixes have taken."""
+        pace = self._entries.get(engine)
+        rate = pace.seconds_per_unit if pace is not None else None
+        return (rate or 0.0) * self._limits.step_work / self._limits.step_seconds
+
+    def most_rows(self, engine: Engine, group_size: int) -> int:
+        """Return how many rows a step has room for, with a group of draws each: at least 1."""
+        return max(1, int(self._limits.step_work / (group_size * self.cost(engine) + self.entry(engine))))
+
+    def _ticket(self, job: DrawJob) -> Ticket:
+        engine = job.engine
+        return job.ticket(self.cost(engine), self.entry(engine), self.at_least(engine, job.least_left))
+
     def _shed(self, jobs: Sequence[DrawJob]) -> None:
         """Allow each job as many draws as the load leaves, and end those that have them."""
         present = [job for job in jobs if not job.abandoned]
-        seconds = {job.number: self._seconds_left(job) for job in present}
+        seconds = dict[int, float]()
+        for job in present:
+            seconds[job.whole] = seconds.get(job.whole, 0.0) + self._seconds_left(job)
         whole, full = sum(seconds.values()), []
         for job in present:
             plan = job.request.plan
-            others = whole - seconds[job.number]
+            others = whole - seconds[job.whole]
             job.allowed = shed(plan.max_draws, plan.min_draws, plan.group_size, others, self._limits.overload_seconds)
             if job.drawn >= job.allowed and job.wanted:
                 full.append(job)
@@ -164,10 +181,14 @@ class Stepper:
             attempt(group, self._prefix)
 
     def _prefix(self, jobs: Sequence[DrawJob]) -> None:
-        runs = jobs[0].engine.start(
-            [(job.request.inputs, job.request.plan) for job in jobs], jobs[0].request.calibration
+        began, engine = self._clock(), jobs[0].engine
+        runs = engine.start(
+            [(job.request.inputs, job.request.plan) for job in jobs],
+            jobs[0].request.calibration,
+            [job.request.first_row for job in jobs],
         )
         self.counters.prefixes += 1
+        self._entries.setdefault(engine, Pace()).note(self._clock() - began, sum(job.rows for job in jobs))
         for job, run in zip(jobs, runs, strict=True):
             job.run = run
 
@@ -216,7 +237,9 @@ class Stepper:
         least = sum(min(job.least_left, job.rows * draws) for job in jobs)
         self._least_work += least
         self._least_bound += least * pace.fastest
-        self._watch(PassReport(request.model, request.version, True, len(jobs), rows, draws, seconds))
+        self._watch(
+            PassReport(request.model, request.version, True, len({job.whole for job in jobs}), rows, draws, seconds)
+        )
 
     def _tell(self, jobs: Sequence[DrawJob]) -> None:
         """Tell watchers what their draws say so far, where somebody looks now."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from dubito_models.engine import Engine, Run
 from dubito_models.predictive import StopReason
 from dubito_service.reports import Watch, ignore
 from dubito_service.scheduling.admission import Admission, check_deadline
-from dubito_service.scheduling.dispatching import Clock, Dispatcher
-from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits
+from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, outcomes
+from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits, join
 from dubito_service.scheduling.pace import Demand
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.stepping import Counters, Stepper
@@ -88,56 +89,82 @@ class DeviceWorker:
         Raises `QueueFull`, `DeadlineMissed`, `Draining`, `OutOfMemory`, `WorkerLost`, or what a pass of this request
         alone raises. Cancelling it takes the request out before the next pass.
         """
-        with self._submit(request) as job:
-            return await job.future
+        with self._submit(request) as jobs:
+            return join(await outcomes(jobs))
 
     async def watch(self, request: Request) -> AsyncGenerator[Drawn]:
         """Answer a request as `draw` does, and before that whenever there are clearly more draws than before.
 
         Who reads slowly misses what is out of date.
         """
-        news: asyncio.Queue[Drawn | asyncio.Future[Drawn]] = asyncio.Queue()
-        with self._submit(request, news.put_nowait) as job:
-            job.future.add_done_callback(news.put_nowait)
-            while True:
-                latest = await news.get()
-                while not news.empty():
-                    latest = news.get_nowait()
-                if isinstance(latest, asyncio.Future):
-                    yield latest.result()
-                    return
-                yield latest
+        news: asyncio.Queue[tuple[int, Drawn | asyncio.Future[Drawn]]] = asyncio.Queue()
+
+        def note(part: int, said: Drawn | asyncio.Future[Drawn]) -> None:
+            news.put_nowait((part, said))
+
+        with self._submit(request, note) as jobs:
+            for part, job in enumerate(jobs):
+                job.future.add_done_callback(partial(note, part))
+            latest, done = dict[int, Drawn](), set[int]()
+            fresh = set[int]()  # parts that have more to say than when somebody was last told
+            while len(done) < len(jobs):
+                part, said = await news.get()
+                if isinstance(said, asyncio.Future):
+                    done.add(part)
+                    said = said.result()
+                latest[part] = said
+                fresh.add(part)
+                if news.empty() and len(done | fresh) == len(jobs):
+                    fresh.clear()
+                    yield join([latest[each] for each in range(len(jobs))])
 
     @contextmanager
-    def _submit(self, request: Request, watcher: Callable[[Drawn], None] | None = None) -> Iterator[DrawJob]:
-        """Queue a job for as long as somebody waits for it."""
+    def _submit(self, request: Request, watcher: Callable[[int, Drawn], None] | None = None) -> Iterator[list[DrawJob]]:
+        """Queue the jobs of a request for as long as somebody waits for them; `watcher`: is told of each by its place.
+
+        A request of more rows than a step has room for is cut, so that others have their turn between its parts.
+        """
         now, deadline = self._clock(), request.deadline
-        job = DrawJob(
-            number=next(self._dispatcher.numbers),
-            future=asyncio.get_running_loop().create_future(),
-            arrived=now,
-            since=now,
-            deadline=deadline,
-            priority=request.priority,
-            request=request,
-            engine=request.engines[min(self._place, len(request.engines) - 1)],
-            watcher=watcher,
-            allowed=request.plan.max_draws,
-        )
+        engine = request.engines[min(self._place, len(request.engines) - 1)]
+        jobs = self._jobs(request, engine, now, watcher)
         pace = self._stepper.pace.seconds_per_unit
         with self.admission.hold(request.model, request.caller, request.work, pace):
-            own = self._stepper.at_least(job.engine, request.least_work)
+            own = self._stepper.at_least(engine, request.least_work)
             if deadline is not None:
-                self._check(job, own, deadline - now, now)
-            with self._dispatcher.carry(job, self._due(deadline)):
+                self._check(jobs[0], own, deadline - now, now)
+            with self._dispatcher.carry(jobs, self._due(deadline)):
                 self._least_queued += request.least_work
                 self._seconds_queued[request.priority] += own
                 self._demand.note(request.priority, own, now)
                 try:
-                    yield job
+                    yield jobs
                 finally:
                     self._least_queued -= request.least_work
                     self._seconds_queued[request.priority] -= own
+
+    def _jobs(
+        self, request: Request, engine: Engine, now: float, watcher: Callable[[int, Drawn], None] | None
+    ) -> list[DrawJob]:
+        loop, numbers = asyncio.get_running_loop(), self._dispatcher.numbers
+        most = self._stepper.most_rows(engine, min(request.plan.max_draws, request.plan.group_size))
+        whole, jobs = next(numbers), list[DrawJob]()
+        for part in request.cut(max(most, -(-request.rows // MOST_PARTS))):
+            jobs.append(
+                DrawJob(
+                    number=next(numbers) if jobs else whole,
+                    whole=whole,
+                    future=loop.create_future(),
+                    arrived=now,
+                    since=now,
+                    deadline=request.deadline,
+                    priority=request.priority,
+                    request=part,
+                    engine=engine,
+                    watcher=None if watcher is None else partial(watcher, len(jobs)),
+                    allowed=request.plan.max_draws,
+                )
+            )
+        return jobs
 
     def _check(self, job: DrawJob, own: float, left: float, now: float) -> None:
         """Refuse a newcomer that cannot be answered in time; `own`: seconds that it takes at least.

@@ -79,7 +79,7 @@ class Batches:
         future = asyncio.get_running_loop().create_future()
         number = next(self.dispatcher.numbers)
         job = Job[int](number, future, self.now, self.now, None, Priority.NORMAL)
-        with self.dispatcher.carry(job, None):
+        with self.dispatcher.carry([job], None):
             return await asyncio.wait_for(job.future, 30)
 
 

@@ -23,6 +23,7 @@ def ticket(number: int, *, rows: int = 1, wanted: int = 40, name: str = "a", **m
 def crowds(draw: st.DrawFn) -> list[Ticket]:
     times = st.floats(0, 10, allow_nan=False)
     costs = {"a": 1.0, "b": draw(st.sampled_from([1.0, 1.7, 40.0]))}
+    entries = {"a": 0.0, "b": draw(st.sampled_from([0.0, 3.0, 100.0]))}
     return [
         ticket(
             number,
@@ -30,6 +31,7 @@ def crowds(draw: st.DrawFn) -> list[Ticket]:
             wanted=draw(st.integers(1, 120)),
             name=(name := draw(st.sampled_from("ab"))),
             cost=costs[name],
+            entry=entries[name],
             since=draw(times),
             deadline=draw(st.none() | times),
             priority=draw(st.sampled_from(Priority)),
@@ -99,9 +101,9 @@ def test_of_the_highest_priority_the_earliest_date_is_in_the_first_tile(
     waiting = [each for each in tickets if not each.cancelled and each not in step.due]
     if waiting:
 
-        def date(each: Ticket) -> tuple[int, float, int]:
+        def date(each: Ticket) -> tuple[int, float, float, int]:
             due = min(math.inf if each.deadline is None else each.deadline, each.since + patience)
-            return each.priority, due, each.number
+            return each.priority, due, each.since, each.number
 
         assert min(waiting, key=date) is step.tiles[0].tickets[0]
 
@@ -120,7 +122,7 @@ def test_leaves_out_only_what_does_not_fit(tickets: list[Ticket], budget: int, n
     left = budget - step.work
     for each in tickets:
         if not each.cancelled and each not in step.due and each not in placed(step):
-            assert each.rows * min(each.wanted, GROUP) * each.cost > left - 1e-6
+            assert each.rows * (min(each.wanted, GROUP) * each.cost + each.entry) > left - 1e-6
 
 
 def test_the_nearest_deadline_goes_first() -> None:

@@ -260,3 +260,28 @@ async def test_a_thread_that_dies_fails_whom_it_had_and_another_goes_on(
     version.hook = lambda rows: None
     await until(lambda: standard.alive)
     assert_own(asking(version), await standard.evaluate(asking(version)))
+
+
+async def test_a_request_of_many_rows_is_cut_and_others_go_between_its_parts(clock: Clock, version: Watched) -> None:
+    """A row takes .01 s, as a first call has shown, and a step is to last .1 s: ten rows."""
+    worker = StandardWorker(StandardLimits(queue_rows=1000, step_seconds=0.1), clock)
+    worker.start()
+    version.hook = lambda rows: setattr(clock, "now", clock.now + 0.01 * rows)
+    await worker.evaluate(asking(version, 10))
+    large, small = asking(version, 95, priority=Priority.LOW), asking(version, 2, priority=Priority.HIGH)
+    first, [of_many, of_two] = await behind(worker, version, large, small)
+    version.gate.set()
+    await first
+    assert_own(small, await of_two)
+    assert not of_many.done()
+    assert_own(large, await of_many)
+    assert max(version.runs) == 10
+    assert sum(version.runs) == 10 + 1 + 95 + 2
+    worker.close()
+    assert worker.join(30)
+
+
+async def test_the_first_rows_of_a_network_that_has_not_run_are_few(standard: StandardWorker, version: Watched) -> None:
+    whole = asking(version, 600)
+    assert_own(whole, await standard.evaluate(whole))
+    assert version.runs[0] == 256

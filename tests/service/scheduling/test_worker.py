@@ -147,8 +147,8 @@ async def test_cancelled_while_drawn_costs_no_further_pass(clock: Clock, engine:
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.open()
-    await device.draw(request(engine, rows=2, max_draws=10))
-    assert [this.rows for this in engine.passes] == [(1,), (2,)]
+    await device.draw(request(engine, shift=1, max_draws=10))
+    assert [(this.rows, this.first) for this in engine.passes] == [((1,), 0)] * 2
     assert device.queued_work == 0
     device.close()
     assert device.join(30)
@@ -604,7 +604,7 @@ async def test_leaving_a_watch_costs_no_further_pass(clock: Clock, engine: Hooke
         await until(gate.has_entered)
     gate.open()
     passes = len(engine.passes)
-    await device.draw(request(engine, rows=2, max_draws=10))
+    await device.draw(request(engine, shift=1, max_draws=10))
     assert len(engine.passes) == passes + 1
     assert device.queued_work == 0
     device.close()
