@@ -26,10 +26,12 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
-# A process for every core, one thread each; a file's tests stay together, as they share what they packed, and files
-# keep their order, so that slow ones of few tests are not the last.
+# Two processes for every core, as tests of servers wait a good part of their time, one thread each; a file's tests stay
+# together, as they share what they packed, and files keep their order, so that slow ones of few tests are not the last.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
+
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
