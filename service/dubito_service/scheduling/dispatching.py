@@ -14,9 +14,11 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
+
+from torch import Tensor
 
 from dubito_service.errors import Draining, WorkerLost
 from dubito_service.scheduling.gathering import Gathering
@@ -50,6 +52,13 @@ class Job(Generic[T]):
 
 
 J = TypeVar("J", bound=Job[Any])
+
+
+def blocks(inputs: Mapping[str, Tensor], rows: int, most: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    """Yield inputs, each (B, ...), in blocks of at most so many rows: number of the first one, how many, and those."""
+    for start in range(0, rows, most):
+        end = min(start + most, rows)
+        yield start, end - start, {name: value[start:end] for name, value in inputs.items()}
 
 
 async def outcomes(jobs: Sequence[Job[T]]) -> list[T]:

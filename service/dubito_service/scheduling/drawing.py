@@ -14,7 +14,7 @@ from dubito_models.predictive import Predictive, join_answers
 from dubito_models.sampling import Plan
 from dubito_service.errors import DeadlineMissed
 from dubito_service.scheduling.admission import Bounds
-from dubito_service.scheduling.dispatching import Job
+from dubito_service.scheduling.dispatching import Job, blocks
 from dubito_service.scheduling.scheduler import Priority, Ticket
 
 
@@ -63,13 +63,8 @@ class Request:
         if self.rows <= rows or self.plan.spec.joint:
             return [self]
         return [
-            replace(
-                self,
-                inputs={name: value[start : start + rows] for name, value in self.inputs.items()},
-                rows=min(rows, self.rows - start),
-                first_row=start,
-            )
-            for start in range(0, self.rows, rows)
+            replace(self, inputs=part, rows=count, first_row=start)
+            for start, count, part in blocks(self.inputs, self.rows, rows)
         ]
 
     @property

@@ -21,7 +21,7 @@ from dubito_models.standard import Evaluation
 from dubito_service.errors import DeadlineMissed
 from dubito_service.reports import PassReport, StepReport, Watch, ignore
 from dubito_service.scheduling.admission import Admission, Bounds, check_deadline
-from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, Job, outcomes
+from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, Job, blocks, outcomes
 from dubito_service.scheduling.pace import Pace
 from dubito_service.scheduling.retrying import attempt
 from dubito_service.scheduling.scheduler import Priority, Ticket, Tile, schedule
@@ -62,14 +62,7 @@ class EvaluationRequest:
         """Return parts of at most so many rows, in order."""
         if self.rows <= rows:
             return [self]
-        return [
-            replace(
-                self,
-                inputs={name: value[start : start + rows] for name, value in self.inputs.items()},
-                rows=min(rows, self.rows - start),
-            )
-            for start in range(0, self.rows, rows)
-        ]
+        return [replace(self, inputs=part, rows=count) for _, count, part in blocks(self.inputs, self.rows, rows)]
 
     @property
     def key(self) -> tuple[object, ...]:
