@@ -83,7 +83,6 @@ def decode(tensor: pb.Tensor) -> NDArray[Any]:
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise TensorError("data", f"{len(data)} bytes", f"{expected} bytes for shape {list(shape)} of {dtype.name}")
-    array = np.frombuffer(data, dtype=dtype)
-    if max(shape, default=0) > 2**62:  # only beside a size of 0, where no memory is asked for
-        raise TensorError("shape", str(list(shape)), "sizes of at most 2**62")
-    return array.reshape(shape)
+    if not data and math.prod(size for size in shape if size) > 2**48:  # no memory is asked for; numpy counts it yet
+        raise TensorError("shape", str(list(shape)), "sizes beside a 0 whose product is at most 2**48")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)

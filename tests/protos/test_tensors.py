@@ -48,12 +48,30 @@ def test_a_decoded_array_shares_the_messages_bytes_and_cannot_be_written() -> No
         (pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[1], data=b"12345"), "data"),
         (pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[2**62, 4], data=b""), "data"),
         (pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[2**63 - 1, 0], data=b""), "shape"),
+        (pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[0, 2**62], data=b""), "shape"),
+        (pb.Tensor(dtype=pb.DATA_TYPE_BOOL, shape=[0, 2**62, 2**62], data=b""), "shape"),
+        (pb.Tensor(dtype=pb.DATA_TYPE_INT8, shape=[0] + [2**31] * 3, data=b""), "shape"),
     ],
 )
 def test_a_tensor_that_describes_no_array_is_refused_by_field(tensor: pb.Tensor, field: str) -> None:
     with pytest.raises(tensors.TensorError) as caught:
         tensors.decode(tensor)
     assert caught.value.field == field
+
+
+SIZES = st.lists(st.sampled_from([0, 1, 3, 2**20, 2**31, 2**48, 2**62, 2**63 - 1]), max_size=5)
+
+
+@given(st.sampled_from(pb.DataType.values()), SIZES, st.binary(max_size=8))
+def test_whatever_the_sizes_there_is_an_array_of_them_or_a_refusal(
+    dtype: pb.DataType, sizes: list[int], data: bytes
+) -> None:
+    for values in (b"", data):
+        try:
+            found = tensors.decode(pb.Tensor(dtype=dtype, shape=sizes, data=values))
+        except tensors.TensorError:
+            continue
+        assert found.shape == tuple(sizes)
 
 
 def test_an_array_of_a_type_that_the_wire_does_not_have_is_refused() -> None:

@@ -3,8 +3,8 @@
     python -m reliability.fuzz HOST:PORT --cases 50000 --seed 1
 
 Messages are made by their descriptors, which the server itself gives: some of nothing but chance, most by changing a
-good one here and there, and some by changing its bytes. A call may be refused; no refusal may be the server's own
-fault, tell of its insides, or be late; and the next good request is answered right.
+good one here and there, some by changing its bytes or the shapes of its tensors. A call may be refused; no refusal may
+be the server's own fault, tell of its insides, or be late; and the next good request is answered right.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ WORDS = (
 )  # fmt: skip
 EDGES = (0, 1, -1, 2, 3, 20, 100, 10_000, 2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**62, 2**63 - 1, -(2**63), 2**64 - 1)
 REALS = (0.0, -0.0, 0.05, 0.5, 0.9, 1.0, -1.0, 1e-300, 1e300, float("nan"), float("inf"), float("-inf"))
+# Of no values, where sizes or what they come to is more than an array counts.
+SHAPES = ((0, 2**62), (0, 2**62, 2**62), (2**31, 0, 2**31, 2**31), (0, 2**63 - 1), (2**32, 2**32), (0, 6), (0,) * 16)
 _RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -179,14 +181,32 @@ def vary(draw: Draw, message: Message, deep: int = 0) -> None:
             fill(draw, message, described, deep)
 
 
+def reshape(draw: Draw, message: Message) -> None:
+    """Give every tensor of a message a shape that holds nothing, or so much that it counts as nothing."""
+    for described, value in message.ListFields():
+        if described.name == "shape":
+            value[:] = draw(st.sampled_from(SHAPES))
+        elif described.name == "data":
+            message.ClearField("data")
+        elif described.name == "raw_input_contents":
+            value[:] = [b""] * len(value)
+        elif isinstance(value, Message):
+            reshape(draw, value)
+        elif described.name == "inputs":
+            for tensor in value:
+                reshape(draw, tensor)
+
+
 @st.composite
 def payload(draw: Draw, kind: type[Message], good: Message | None) -> bytes:
-    """Return the bytes of a message: of chance alone, or a good one that is changed, or its bytes."""
+    """Return the bytes of a message: of chance alone, or a good one that is changed, reshaped, or its bytes."""
     how = draw(st.integers(0, 9))
     message = kind()
     if good is not None and how > 0:
         message.MergeFromString(good.SerializeToString())
-    if how > 2:
+    if how == 9:
+        reshape(draw, message)
+    elif how > 2:
         vary(draw, message)
     data = message.SerializeToString()
     if how in (1, 2):

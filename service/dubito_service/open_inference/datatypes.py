@@ -53,8 +53,8 @@ def check_shape(shape: Sequence[int], field: str) -> tuple[int, ...]:
     if len(shape) > MAX_RANK or any(size < 0 for size in shape):
         given = f"rank {len(shape)}" if len(shape) > MAX_RANK else str(list(shape))
         raise InvalidArgument(f"{field}.shape", given, f"at most {MAX_RANK} sizes, each >= 0")
-    if any(size > 2**62 for size in shape):  # beside a size of 0, where no memory is asked for
-        raise InvalidArgument(f"{field}.shape", str(list(shape)), "sizes of at most 2**62")
+    if 0 in shape and math.prod(size for size in shape if size) > 2**48:  # no memory is asked for; numpy counts it yet
+        raise InvalidArgument(f"{field}.shape", str(list(shape)), "sizes beside a 0 whose product is at most 2**48")
     return tuple(shape)
 
 

@@ -30,6 +30,7 @@ SHAPES = st.one_of(
     st.sampled_from([(2, 6), (2, 7), (2, 3), (2,), (2, 1), (0, 6), (0, 3), ()]),
     st.lists(st.integers(-2, 3), max_size=4).map(tuple),
     st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3).map(tuple),
+    st.lists(st.sampled_from([0, 6, 2**31, 2**48, 2**62, 2**63 - 1]), min_size=2, max_size=4).map(tuple),
 )
 SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2, "UINT32": 4, "INT32": 4,
          "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}  # fmt: skip

@@ -81,7 +81,18 @@ def test_whatever_bytes_come_they_are_an_array_of_the_shape_or_refused(
     assert found.shape == tuple(shape)
 
 
-@pytest.mark.parametrize("shape", [(-1,), (3, -2), (1,) * 17, (2**63 - 1, 0)])
+@pytest.mark.parametrize("datatype", [*DTYPES, "BF16", "BYTES"])
+@given(st.lists(st.sampled_from([0, 1, 2**20, 2**31, 2**48, 2**62, 2**63 - 1]), max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_of_no_bytes_whatever_the_sizes_there_is_an_array_or_a_refusal(datatype: str, sizes: list[int]) -> None:
+    try:
+        found = decode(datatype, check_shape(sizes, "x"), b"", "x")
+    except InvalidArgument:
+        return
+    assert found.shape == tuple(sizes)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (3, -2), (1,) * 17, (2**63 - 1, 0), (0, 2**62), (0, 2**62, 2**62)])
 def test_a_shape_that_no_array_has_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidArgument, match="shape"):
         check_shape(shape, "x")
