@@ -109,8 +109,7 @@ def read_inputs(signature: Sequence[InputSignature], inputs: ArrayLike | Mapping
     if not isinstance(inputs, Mapping) and len(names) > 1:
         raise InvalidArgument("inputs", "one array", f"arrays by name: {', '.join(names)}")
     for name in named:
-        if name not in names:
-            raise InvalidArgument(f"inputs[{name!r}]", "an input of this name", f"inputs named {', '.join(names)}")
+        find_input(signature, name)
     tensors = {}
     free: dict[str, tuple[str, int]] = {}
     for entry in signature:
@@ -120,31 +119,46 @@ def read_inputs(signature: Sequence[InputSignature], inputs: ArrayLike | Mapping
     return tensors
 
 
+def find_input(signature: Sequence[InputSignature], name: str) -> InputSignature:
+    """Return the input of a name; raises `InvalidArgument`."""
+    for entry in signature:
+        if entry.name == name:
+            return entry
+    accepted = f"inputs named {', '.join(entry.name for entry in signature)}"
+    raise InvalidArgument(f"inputs[{name!r}]", "an input of this name", accepted)
+
+
 def _describe(entry: InputSignature) -> str:
     axes = ["rows", *(str(entry.free.get(i, size)) for i, size in enumerate(entry.shape) if i > 0)]
     return f"{entry.dtype} of shape ({', '.join(axes)})"
+
+
+def check_shape(entry: InputSignature, shape: tuple[int, ...]) -> None:
+    """Refuse a shape that an input cannot have, whatever the others' are; raises `InvalidArgument`."""
+    field = f"inputs[{entry.name!r}].shape"
+    if len(shape) != len(entry.shape):
+        raise InvalidArgument(field, f"rank {len(shape)} {shape}", _describe(entry))
+    if any(size != given and size is not None for size, given in zip(entry.shape, shape, strict=True)):
+        raise InvalidArgument(field, str(shape), _describe(entry))
+    if shape[0] < 1:
+        raise InvalidArgument(field, "0 rows", "at least 1 row")
+    for axis, label in ((0, "rows"), *entry.free.items()):
+        least, most = entry.bounds.get(axis, (1, None))
+        if shape[axis] < least or (most is not None and shape[axis] > most):
+            accepted = f"{least} to {most}" if most is not None else f"at least {least}"
+            raise InvalidArgument(field, f"{label} = {shape[axis]}", accepted)
 
 
 def _read_input(entry: InputSignature, array: NDArray[Any], free: dict[str, tuple[str, int]]) -> Tensor:
     field = f"inputs[{entry.name!r}]"
     if array.dtype != _DTYPES[entry.dtype] and array.dtype.name != entry.dtype:  # a name takes long to find
         raise InvalidArgument(f"{field}.dtype", array.dtype.name, entry.dtype)
-    if array.ndim != len(entry.shape):
-        raise InvalidArgument(f"{field}.shape", f"rank {array.ndim} {array.shape}", _describe(entry))
-    if any(size != given and size is not None for size, given in zip(entry.shape, array.shape, strict=True)):
-        raise InvalidArgument(f"{field}.shape", str(array.shape), _describe(entry))
-    if array.shape[0] < 1:
-        raise InvalidArgument(f"{field}.shape", "0 rows", "at least 1 row")
+    check_shape(entry, array.shape)
     for axis, label in ((0, "rows"), *entry.free.items()):
         first, size = free.setdefault(label, (entry.name, array.shape[axis]))
-        if size != array.shape[axis] or size < 1:
-            raise InvalidArgument(
-                f"{field}.shape", f"{label} = {array.shape[axis]}", f"{size} {label}, as in {first!r}; at least 1"
-            )
-        least, most = entry.bounds.get(axis, (1, None))
-        if size < least or (most is not None and size > most):
-            accepted = f"{least} to {most}" if most is not None else f"at least {least}"
-            raise InvalidArgument(f"{field}.shape", f"{label} = {size}", accepted)
+        if size != array.shape[axis]:
+            accepted = f"{size} {label}, as in {first!r}"
+            raise InvalidArgument(f"{field}.shape", f"{label} = {array.shape[axis]}", accepted)
     if entry.columns is not None:
         _check_columns(entry.columns, array, field)
     elif not entry.allow_nan and array.dtype.kind == "f" and not np.logical_and.reduce(np.isfinite(array), axis=None):

@@ -30,14 +30,21 @@ def check_texts(name: str, shape: tuple[int, ...], signature: Sequence[InputSign
                 raise InvalidArgument(f"{field}.shape", str(shape), f"(rows, {len(columns)}), a text for each column")
             return
         if any(name == column.name for column in columns):
-            _check_column(shape, field)
+            check_column(shape, field)
             return
     names = ", ".join(repr(entry.name) for entry in tables)
     accepted = f"texts for {names} and its columns, numbers for others" if tables else "numbers: no input is a table"
     raise InvalidArgument(f"{field}.datatype", "BYTES", accepted)
 
 
-def _check_column(shape: tuple[int, ...], field: str) -> None:
+def is_column(name: str, signature: Sequence[InputSignature]) -> bool:
+    """Tell whether a name is that of a table's column, and of no input."""
+    columns = (column.name for entry in signature for column in entry.columns or ())
+    return all(name != entry.name for entry in signature) and name in columns
+
+
+def check_column(shape: tuple[int, ...], field: str) -> None:
+    """Refuse a shape that no column has."""
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
         raise InvalidArgument(f"{field}.shape", str(shape), "(rows,) or (rows, 1)")
 
@@ -74,7 +81,7 @@ def _of_columns(inputs: dict[str, NDArray[Any]], entry: InputSignature, columns:
         if column.name not in inputs:
             raise InvalidArgument(field, "nothing", f"every column of {entry.name!r}, as one column of it came")
         given = inputs.pop(column.name)
-        _check_column(given.shape, field)
+        check_column(given.shape, field)
         if cells and len(given) != len(cells[0]):
             accepted = f"{len(cells[0])} rows, as in {columns[0].name!r}"
             raise InvalidArgument(f"{field}.shape", f"{len(given)} rows", accepted)

@@ -6,14 +6,15 @@ import base64
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dubito_models.errors import InvalidArgument
-from dubito_models.manifest import InputSignature
+from dubito_models.manifest import InputSignature, find_input
+from dubito_models.manifest import check_shape as check_signature
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Regression
 from dubito_protos import open_inference_pb2 as pb
@@ -29,9 +30,10 @@ from dubito_service.asking import (
     renaming,
 )
 from dubito_service.errors import NotServed, shorten
-from dubito_service.open_inference.columns import check_texts, gather_columns
+from dubito_service.open_inference.columns import check_column, check_texts, gather_columns, is_column
 from dubito_service.open_inference.datatypes import (
     BRAIN_FLOAT,
+    DATATYPES,
     DTYPES,
     TEXT,
     as_texts,
@@ -66,6 +68,8 @@ STANDARD = ".standard"  # after a model's name, which holds no dot: its standard
 FINAL = "triton_final_response"
 _LONGEST_ERROR = 512  # bytes, as a status has it
 _MOST_DIGITS = 18  # of a version
+_MOST_PARAMETERS = 64  # of a request; there are fewer
+_TURNED = 2**16  # typed values that are turned at a time: no other thread of Python runs meanwhile
 
 # The one field that typed values of a datatype stand in; FP16 and BF16 have none.
 _CONTENTS = {
@@ -179,6 +183,8 @@ def read_inference(
 
 def _read_parameters(given: Mapping[str, pb.InferParameter], field: str) -> dict[str, Value]:
     """Return parameters by name; those that clients add by themselves may be empty."""
+    if len(given) > _MOST_PARAMETERS:
+        raise InvalidArgument(field, f"{len(given)} of them", f"at most {_MOST_PARAMETERS}")
     found: dict[str, Value] = {}
     for name, parameter in given.items():
         kind = parameter.WhichOneof("parameter_choice")
@@ -219,8 +225,9 @@ def _read_inputs(
             raise InvalidArgument(field, "an input of this name twice", "each input once")
         _check_tensor_parameters(tensor.parameters, field)
         arrays[tensor.name] = _read_tensor(tensor, raw[place] if raw else None, field, signature, limits)
-    gathered = gather_columns(arrays, signature)
-    return {name: _as_declared(array, name, signature) for name, array in gathered.items()}
+    dtypes = {entry.name: entry.dtype for entry in signature}
+    gathered = gather_columns(arrays, signature)  # a column that is left over is refused with the names that there are
+    return {name: widen(array, dtypes[name]) if name in dtypes else array for name, array in gathered.items()}
 
 
 def _read_tensor(
@@ -234,13 +241,46 @@ def _read_tensor(
     shape = check_shape(tensor.shape, field)
     if shape and shape[0] > limits.max_rows:  # before anything of that size is made
         raise InvalidArgument(f"{field}.shape", f"{shape[0]} rows", f"1 to {limits.max_rows} rows a request")
-    if tensor.datatype == TEXT:
-        check_texts(tensor.name, shape, signature)
+    _check_declared(tensor, shape, field, signature)
     if raw is None:
         return _read_contents(tensor, shape, field)
     if tensor.contents.ListFields():
         raise InvalidArgument(f"{field}.contents", "values here and in raw_input_contents", "one of the two")
     return decode(tensor.datatype, shape, raw, field)
+
+
+def _check_declared(
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    shape: tuple[int, ...],
+    field: str,
+    signature: tuple[InputSignature, ...],
+) -> None:
+    """Refuse a name, datatype or shape that the signature does not have, before any array of it is made."""
+    if tensor.datatype == TEXT:
+        check_texts(tensor.name, shape, signature)
+        return
+    if is_column(tensor.name, signature):
+        check_column(shape, field)
+        return
+    entry = find_input(signature, tensor.name)
+    if not _holds(entry.dtype, tensor.datatype):
+        raise InvalidArgument(f"{field}.datatype", tensor.datatype, _accepted(entry))
+    check_signature(entry, shape)
+
+
+@cache
+def _holds(dtype: str, datatype: str) -> bool:
+    """Tell whether a dtype holds every value of one of the protocol's datatypes; none holds texts."""
+    own = np.dtype(np.float32) if datatype == BRAIN_FLOAT else DTYPES.get(datatype)
+    return own is not None and widen(np.empty(0, own), dtype).dtype.name == dtype
+
+
+def _accepted(entry: InputSignature) -> str:
+    """Return the datatypes in which an input may come, its own first."""
+    own = datatype_of(entry.dtype)
+    others = [datatype for datatype in DATATYPES if datatype != own and _holds(entry.dtype, datatype)]
+    others += [TEXT] if entry.columns is not None else []
+    return f"{own}; {', '.join(others)}, which it holds" if others else own
 
 
 def _read_contents(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], field: str) -> NDArray[Any]:
@@ -260,7 +300,9 @@ def _read_contents(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[i
         raise InvalidArgument(field, f"{len(values)} values", f"{math.prod(shape)} values for shape {list(shape)}")
     if datatype == TEXT:
         return as_texts(values, shape, field)
-    array, dtype = np.array(values, dtype=_held_as(name)), DTYPES[datatype]
+    array, dtype = np.empty(len(values), _held_as(name)), DTYPES[datatype]
+    for at in range(0, len(values), _TURNED):
+        array[at : at + _TURNED] = values[at : at + _TURNED]
     if dtype.kind in "iu" and array.size and not np.can_cast(array.dtype, dtype):
         bounds = np.iinfo(dtype)
         if array.min() < bounds.min or array.max() > bounds.max:
@@ -272,24 +314,6 @@ def _held_as(name: str) -> np.dtype[Any]:
     """Return the dtype of a field of typed values."""
     widest = {"int_contents": "INT32", "uint_contents": "UINT32"}
     return DTYPES[widest.get(name) or next(datatype for datatype, held in _CONTENTS.items() if held == name)]
-
-
-def _as_declared(array: NDArray[Any], name: str, signature: tuple[InputSignature, ...]) -> NDArray[Any]:
-    """Return an input as the signature types it, where that loses nothing."""
-    entry = next((entry for entry in signature if entry.name == name), None)
-    if entry is None:
-        return array  # it is refused with the names that there are
-    widened = widen(array, entry.dtype)
-    if widened.dtype.name != entry.dtype:
-        probes = {datatype: widen(np.empty(0, dtype), entry.dtype).dtype for datatype, dtype in DTYPES.items()}
-        fitting = [datatype for datatype, dtype in probes.items() if dtype.name == entry.dtype]
-        own = datatype_of(entry.dtype)
-        others = [datatype for datatype in fitting if datatype != own]
-        others += [BRAIN_FLOAT] if own in ("FP32", "FP64") else []
-        others += [TEXT] if entry.columns is not None else []
-        accepted = f"{own}; {', '.join(others)}, which it holds" if others else own
-        raise InvalidArgument(f"inputs[{name!r}].datatype", datatype_of(array.dtype), accepted)
-    return widened
 
 
 # --- Writing ---

@@ -101,16 +101,15 @@ def declare_standard(version: ModelVersion) -> tuple[Output, ...]:
 
 def choose(wanted: Iterable[str], there: Iterable[str], hint: str) -> tuple[str, ...]:
     """Return the outputs that a request names, all of them where it names none; `hint`: what else there might be."""
-    present, chosen = tuple(there), tuple(wanted)
-    seen: set[str] = set()
-    for name in chosen:
+    present, chosen = tuple(there), list[str]()
+    for name in wanted:
         field = f"outputs[{name[:128]!r}]"
-        if name in seen:
+        if name in chosen:
             raise InvalidArgument(field, "an output of this name twice", "each output once")
         if name not in present:
             raise InvalidArgument(field, "an output of this name", f"{', '.join(present)}{hint}")
-        seen.add(name)
-    return chosen or present
+        chosen.append(name)
+    return tuple(chosen) or present
 
 
 def take_outputs(predictive: Predictive, declared: Mapping[str, Output], names: Iterable[str]) -> list[NDArray[Any]]:

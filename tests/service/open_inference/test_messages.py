@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from dubito_service.open_inference.messages import (
     write_refusal,
     write_stream,
 )
+from dubito_service.open_inference.outputs import choose
 from dubito_service.predicting import Answer, StandardAnswer
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.versions.registry import Entry, Registry
@@ -148,7 +150,7 @@ BAD: dict[str, tuple[Break, str, str, str]] = {
     "0 rows": (shaped(0, 6), "inputs['input'].shape", "0 rows", "at least 1"),
     "too many rows": (shaped(101, 6), "inputs['input'].shape", "101 rows", "1 to 100"),
     "overflow": (shaped(2**62, 256), "inputs['input'].shape", "rows", "1 to 100"),
-    "hidden overflow": (shaped(16, 2**60 + 2), "inputs['input']", "bytes", "73786976294838206592 bytes"),
+    "hidden overflow": (shaped(16, 2**60 + 2), "inputs['input'].shape", f"(16, {2**60 + 2})", "(rows, 6)"),
     "raw size": (lambda r: r.raw_input_contents.__setitem__(0, b"123"), "inputs['input']", "3 raw bytes", "72 bytes"),
     "two raw for one": (lambda r: r.raw_input_contents.append(b""), "raw_input_contents", "2 of them", "1, one"),
     "no data": (lambda r: r.ClearField("raw_input_contents"), "inputs['input'].contents", "0 values", "18 values"),
@@ -183,6 +185,10 @@ BAD: dict[str, tuple[Break, str, str, str]] = {
         "inputs['input'].parameters.shared_memory_region", "region", "not served",
     ),
     "unknown parameter": (giving("mc_draws", 3), "parameters.mc_draws", "", "draws"),
+    "too many parameters": (
+        lambda r: [r.parameters[f"headers{number}"].CopyFrom(parameter(1)) for number in range(65)],
+        "parameters", "65 of them", "at most 64",
+    ),
     "empty parameter": (lambda r: r.parameters["draws"].Clear(), "parameters.draws", "nothing", "value"),
     "mistyped priority": (giving("priority", "x"), "parameters.priority", "x", "0"),
     "mistyped timeout": (giving("timeout", 1.5), "parameters.timeout", "1.5", "micro"),
@@ -215,6 +221,64 @@ def test_a_bad_request_is_refused_by_field(case: str, registry: Registry) -> Non
     assert error.field == field
     assert given in error.given
     assert accepted in error.accepted
+
+
+MANY = 2**20  # values, of eight bytes each in an array
+REFUSED: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    # of an input of so many typed values: name, datatype, shape
+    "name": ("x", "INT8", (16, MANY // 16)),
+    "datatype": ("input", "INT64", (16, MANY // 16)),
+    "shape": ("input", "INT8", (16, MANY // 16)),
+    "rank": ("input", "INT8", (1, MANY, 1)),
+    "number of values": ("input", "INT8", (16, 6)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_signature_does_not_have_is_refused_before_an_array_is_made_of_it(
+    case: str, registry: Registry
+) -> None:
+    name, datatype, shape = REFUSED[case]
+    field = "int64_contents" if datatype == "INT64" else "int_contents"
+    request = asking()
+    typed(datatype, shape, **{field: range(MANY)})(request)
+    request.inputs[0].name = name
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArgument):
+            read(request, registry)
+        assert tracemalloc.get_traced_memory()[1] < MANY
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_first_input_or_output_that_there_is_not_is_refused_before_the_next_is_looked_at(
+    registry: Registry,
+) -> None:
+    looked = list[str]()
+
+    def names() -> Iterator[str]:
+        for number in range(3):
+            looked.append(f"y{number}")
+            yield looked[-1]
+
+    with pytest.raises(InvalidArgument, match=r"outputs\['y0'\]"):
+        choose(names(), ("label",), "")
+    assert looked == ["y0"]
+    request = asking()
+    for name in ("y0", "y1"):
+        put(request, name, np.ones((3, 6), np.float32))
+    with pytest.raises(InvalidArgument, match=r"inputs\['y0'\]"):
+        read(request, registry)
+
+
+def test_typed_values_that_are_turned_a_few_at_a_time_are_all_there(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dubito_service.open_inference.messages._TURNED", 5)
+    request = asking()
+    typed("INT8", int_contents=range(-9, 9))(request)
+    np.testing.assert_array_equal(read(request, registry).asked.inputs["input"].ravel(), np.arange(-9, 9))
 
 
 @pytest.mark.parametrize(
