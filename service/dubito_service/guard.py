@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 
 from dubito_models.errors import InvalidArgument
 from dubito_service.errors import ClientIdle, Draining, Refusal, told
+from dubito_service.reading import Parser, parse
 from dubito_service.reports import ignore
 from dubito_service.security.access import Access, bearer
 from dubito_service.security.callers import caller_of
@@ -36,7 +38,6 @@ from dubito_service.telemetry.journal import Journal, Visit
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a string: not generic when it runs
 Context = grpc.aio.ServicerContext[Any, Any]
-Read: TypeAlias = Callable[[bytes], Any]
 Clock: TypeAlias = Callable[[], float]
 
 
@@ -48,7 +49,8 @@ class _Route:
     counted: bool  # among the calls that are waited for when the server stops
     probe: bool
     scope: Scope | None
-    read: Read
+    parser: Parser
+    kind: Descriptor | None  # of its messages; None where no contract has it
 
 
 class _Call:
@@ -67,7 +69,7 @@ class _Call:
         self.patience.finished()
         if payload is grpc.aio.EOF:
             raise InvalidArgument("request", "no message", "one")
-        return _parse(self._route.read, payload)
+        return await parse(self._route.parser, payload, self._route.kind)
 
     def __aiter__(self) -> _Call:
         return self
@@ -84,7 +86,7 @@ class _Call:
         else:
             while short := self._access.stay(self._route.scope, self._secret):
                 await asyncio.sleep(short)
-        return _parse(self._route.read, payload)
+        return await parse(self._route.parser, payload, self._route.kind)
 
     async def send(self, reply: bytes) -> None:
         """Write one of several replies."""
@@ -145,7 +147,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def _guarded(self, method: str, handler: Any) -> Handler:
         """Return a handler that reads its requests itself, so to gRPC it takes a stream of them, and no parser."""
         counted = method.split("/")[1] in self._services
-        route = _Route(method, counted, method in PROBES, scope_of(method), handler.request_deserializer)
+        parser = handler.request_deserializer
+        route = _Route(method, counted, method in PROBES, scope_of(method), parser, _kind(method))
         if not handler.response_streaming:
             if handler.request_streaming:
                 raise TypeError(f"{method}: no handler here takes a stream and answers once")
@@ -235,11 +238,12 @@ def _often(answer: Any, write: Callable[[Any], bytes], streaming: bool) -> Serve
     return serve
 
 
-def _parse(read: Read, payload: bytes) -> Any:
+def _kind(method: str) -> Descriptor | None:
+    """Return what the messages of a method are; None for one that no contract in this process has."""
     try:
-        return read(payload)
-    except DecodeError:
-        raise InvalidArgument("request", f"{len(payload)} bytes that are no such message", "protobuf") from None
+        return descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", ".")).input_type
+    except KeyError:
+        return None
 
 
 def _reason(error: BaseException, patience: Patience | None, route: _Route) -> Refusal | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,6 +21,7 @@ from dubito_models.package import ModelVersion
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
+from dubito_service.dubito_v1 import messages
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
@@ -77,6 +80,34 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def linger(seconds: float) -> Callable[[Pass], None]:
     return lambda this: time.sleep(seconds)
+
+
+@pytest.mark.parametrize("method", ["Predict", "PredictStream", "PredictBulk", "Evaluate"])
+async def test_a_large_request_is_read_beside_the_loop_and_a_small_one_on_it(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    inside, here, places = await opened(max_rows=2**14), threading.get_ident(), list[int]()
+    read = "read_evaluation" if method == "Evaluate" else "read_prediction"
+    reader = getattr(messages, read)
+
+    def note(*given: Any) -> Any:
+        places.append(threading.get_ident())
+        return reader(*given)
+
+    monkeypatch.setattr(messages, read, note)
+    for rows in (3, 2**14):
+        request = asking(rows, max_draws=2)
+        if method == "Evaluate":
+            await inside.stub.Evaluate(pb.EvaluateRequest(model="mlp", inputs=request.inputs), timeout=SECONDS)
+        elif method == "Predict":
+            await inside.predict(request)
+        elif method == "PredictStream":
+            assert [reply async for reply in inside.stub.PredictStream(request, timeout=SECONDS)]
+        else:
+            [reply] = [reply async for reply in inside.stub.PredictBulk(iter([request]), timeout=SECONDS)]
+            assert reply.HasField("response")
+    assert places[0] == here
+    assert places[1] != here
 
 
 async def test_near_the_deadline_what_was_drawn_is_the_answer_and_it_is_marked(opened: Open) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from dubito_models.errors import InvalidArgument
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.guard import Guard
+from dubito_service.reading import LARGE_BYTES, MOST_FIELDS
 from dubito_service.reports import CallReport, Report
 from dubito_service.security.access import Access
 from dubito_service.security.callers import caller_of
@@ -185,6 +187,57 @@ async def test_bytes_that_are_no_message_are_the_caller_s_fault(opened: Open, me
     error = await inside.refused(method, b"\xff\xff\xff")
     assert error.code() is Code.INVALID_ARGUMENT
     assert "3 bytes that are no such message" in str(error.details())
+
+
+class Held:
+    """A service whose messages are parsed only when a test lets them."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.entered, self.release = threading.Event(), threading.Event()
+        handlers = {
+            "Once": grpc.unary_unary_rpc_method_handler(self._once, self._parse, bytes),
+            "Often": grpc.stream_stream_rpc_method_handler(self._often, self._parse, bytes),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Held", handlers),))
+
+    def _parse(self, payload: bytes) -> bytes:
+        if len(payload) >= LARGE_BYTES:
+            self.entered.set()
+            assert self.release.wait(10)
+        return payload[:1]
+
+    async def _once(self, request: bytes, context: Any) -> bytes:
+        return request
+
+    async def _often(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request
+
+
+@pytest.mark.parametrize("method", ["Once", "Often"])
+async def test_the_loop_goes_on_while_a_large_message_is_parsed_and_a_stream_s_order_is_kept(
+    opened: Open, method: str
+) -> None:
+    inside = await opened()
+    held = Held(inside.server)
+    call: Any = inside.channel.stream_stream(f"/Held/{method}")(timeout=SECONDS)
+    sent = [b"a" * LARGE_BYTES, b"b"] if method == "Often" else [b"a" * LARGE_BYTES]
+    for message in sent:
+        await call.write(message)
+    await call.done_writing()
+    await until(held.entered.is_set)
+    assert await inside.ask("Evaluate") == b""
+    held.release.set()
+    assert [reply async for reply in call] == [message[:1] for message in sent]
+
+
+async def test_a_message_of_too_many_fields_is_the_caller_s_fault(opened: Open) -> None:
+    inside = await opened()
+    for method in ("Evaluate", "PredictStream", "PredictBulk"):
+        error = await inside.refused(method, b"\x78\x00" * (MOST_FIELDS + 1))
+        assert error.code() is Code.INVALID_ARGUMENT
+        assert f"request: got more than {MOST_FIELDS} fields" in str(error.details())
+    assert inside.servicer.callers == []
 
 
 async def test_an_unknown_method_is_unimplemented(opened: Open) -> None:

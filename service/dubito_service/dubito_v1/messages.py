@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from dubito_models.errors import InvalidArgument
+from dubito_models.manifest import InputSignature, find_input
 from dubito_models.package import ModelVersion
 from dubito_models.predictive import Classification, Regression
 from dubito_models.sampling import SamplingSpec
@@ -65,7 +66,7 @@ def read_prediction(
     Raises `NotServed`, `InvalidArgument` or `StateUnset`.
     """
     version = _find(request, registry)
-    output, inputs = request.output, _decode(request.inputs)
+    output, inputs = request.output, _decode(request.inputs, version.manifest.inputs)
     with renaming(_field):
         question = Question(
             version=version,
@@ -83,7 +84,8 @@ def read_prediction(
 def read_evaluation(request: pb.EvaluateRequest, registry: Registry, limits: RequestLimits) -> StandardRequest:
     """Check everything that an `EvaluateRequest` asks; raises `NotServed` or `InvalidArgument`."""
     version, priority = _find(request, registry), _read_priority(request)
-    return ask_standard(version, _decode(request.inputs), limits, request.id, priority)
+    inputs = _decode(request.inputs, version.manifest.inputs)
+    return ask_standard(version, inputs, limits, request.id, priority)
 
 
 def _find(request: pb.PredictRequest | pb.EvaluateRequest, registry: Registry) -> ModelVersion:
@@ -102,10 +104,11 @@ def _field(name: str) -> str:
     return name if name.startswith("inputs") or name == "priority" else f"sampling.{name}"
 
 
-def _decode(given: Iterable[pb.Tensor]) -> dict[str, NDArray[Any]]:
-    """Decode inputs by name."""
+def _decode(given: Iterable[pb.Tensor], signature: Sequence[InputSignature]) -> dict[str, NDArray[Any]]:
+    """Decode inputs by name; the first that is none of the signature's is refused."""
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in given:
+        find_input(signature, tensor.name)
         if tensor.name in arrays:
             raise InvalidArgument(f"inputs[{tensor.name!r}]", "an input of this name twice", "each input once")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,12 +14,13 @@ from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
-from dubito_service.asking import RequestLimits
+from dubito_service.asking import Prediction, RequestLimits
 from dubito_service.dubito_v1 import messages, observed_messages
 from dubito_service.errors import NotServed, StateUnset, told
 from dubito_service.observing.observer import Observer, find_reference
 from dubito_service.observing.receipts import Receipt
 from dubito_service.predicting import Predictor
+from dubito_service.reading import decode, is_large
 from dubito_service.security.callers import caller_of
 from dubito_service.streaming import answer_each
 from dubito_service.versions.registry import Registry
@@ -53,13 +55,14 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:
         """Evaluate the standard network."""
         call = self._predictor.call(context.time_remaining(), caller_of(context))
-        asked = messages.read_evaluation(request, self._registry, self._limits)
+        read = partial(messages.read_evaluation, request, self._registry, self._limits)
+        asked = await decode(read, large=_is_large(request))
         return messages.write_evaluation(await self._predictor.evaluate(asked, call))
 
     async def PredictStream(self, request: pb.PredictRequest, context: Context) -> AsyncIterator[pb.PredictResponse]:
         """Predict with dropout active, and refine."""
         call = self._predictor.call(context.time_remaining(), caller_of(context))
-        asked = messages.read_prediction(request, self._registry, self._limits, self._predictor.adapt)
+        asked = await self._read(request)
         async with contextlib.aclosing(self._predictor.refine(asked, call)) as answers:
             async for answer in answers:
                 yield messages.write_prediction(answer)
@@ -91,8 +94,12 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
 
     async def _predict(self, request: pb.PredictRequest, context: Context, caller: str) -> pb.PredictResponse:
         call = self._predictor.call(context.time_remaining(), caller)
-        asked = messages.read_prediction(request, self._registry, self._limits, self._predictor.adapt)
+        asked = await self._read(request)
         return messages.write_prediction(await self._predictor.predict(asked, call))
+
+    async def _read(self, request: pb.PredictRequest) -> Prediction:
+        read = partial(messages.read_prediction, request, self._registry, self._limits, self._predictor.adapt)
+        return await decode(read, large=_is_large(request))
 
     async def Observe(self, request: pb.ObserveRequest, context: Context) -> pb.ObserveResponse:
         """Take the labels of a prediction in, once."""
@@ -108,3 +115,7 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
             return self._registry.find(receipt.model, receipt.version)
         except NotServed:
             return None
+
+
+def _is_large(request: pb.PredictRequest | pb.EvaluateRequest) -> bool:
+    return is_large(tensor.shape for tensor in request.inputs)

@@ -3,7 +3,6 @@
 # ruff: noqa: N802 - methods bear the names of the wire
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from dubito_service.open_inference.messages import Inference, Served, find_serve
 from dubito_service.open_inference.options import soonest
 from dubito_service.open_inference.statistics import Statistics
 from dubito_service.predicting import Call, Predictor
+from dubito_service.reading import decode, is_large
 from dubito_service.scheduling.dispatching import Clock
 from dubito_service.security.callers import caller_of
 from dubito_service.streaming import answer_each
@@ -174,10 +174,8 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                     yield messages.write_stream(reply, final=answer.final)
 
     async def _read(self, request: pb.ModelInferRequest, served: Served) -> Inference:
-        """Read a request; one of many texts, each of which takes its time, beside the event loop."""
         read = partial(messages.read_inference, request, served, self._limits, self._predictor.adapt)
-        many = any(tensor.datatype == TEXT for tensor in request.inputs) and request.ByteSize() > _MANY_TEXTS
-        return await asyncio.to_thread(read) if many else read()
+        return await decode(read, large=_is_large(request))
 
     async def _answer(self, inference: Inference, call: Call) -> pb.ModelInferResponse:
         asked = inference.asked
@@ -250,6 +248,13 @@ class Unserved(grpc.GenericRpcHandler):
 
 def _as_it_is(payload: bytes) -> bytes:
     return payload
+
+
+def _is_large(request: pb.ModelInferRequest) -> bool:
+    """Tell whether a request takes long to read, as one of many texts does."""
+    if is_large(tensor.shape for tensor in request.inputs):
+        return True
+    return any(tensor.datatype == TEXT for tensor in request.inputs) and request.ByteSize() > _MANY_TEXTS
 
 
 def _within(call: Call, inference: Inference) -> Call:

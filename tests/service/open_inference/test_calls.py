@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from dubito_models.package import ModelVersion
 from dubito_protos import open_inference_pb2 as pb
 from dubito_protos import open_inference_pb2_grpc as pb_grpc
 from dubito_protos import tensors, uncertainty_pb2, uncertainty_pb2_grpc
+from dubito_service.open_inference.messages import read_inference
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
@@ -132,6 +134,29 @@ async def test_an_answer_is_that_of_the_engine_and_can_be_asked_for_again(opened
     np.testing.assert_allclose(arrays(again)["probabilities"], arrays(reply)["probabilities"], rtol=0, atol=1e-6)
     standard = await inside.infer(asking(model="mlp.standard"))
     assert (standard.model_name, standard.model_version, standard.id) == ("mlp.standard", "1", "mine")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_large_request_is_read_beside_the_loop_and_a_small_one_on_it(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    inside, here, places = await opened(max_rows=2**14), threading.get_ident(), list[int]()
+
+    def note(*given: Any) -> Any:
+        places.append(threading.get_ident())
+        return read_inference(*given)
+
+    monkeypatch.setattr("dubito_service.open_inference.messages.read_inference", note)
+    for rows in (3, 2**14):
+        request = asking(rows, draws=2, model="mlp.standard" if rows > 3 else "mlp")
+        request.parameters.clear()
+        if streamed:
+            [reply] = await everything(inside.stub.ModelStreamInfer(iter([request]), timeout=SECONDS))
+            assert not reply.error_message
+        else:
+            await inside.infer(request)
+    assert places[0] == here
+    assert places[1] != here
 
 
 async def test_a_timeout_of_the_request_ends_it_before_the_calls_deadline(opened: Open) -> None:
