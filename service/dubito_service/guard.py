@@ -49,6 +49,7 @@ class _Route:
     counted: bool  # among the calls that are waited for when the server stops
     probe: bool
     scope: Scope | None
+    stream: bool  # of requests
     parser: Parser
     kind: Descriptor | None  # of its messages; None where no contract has it
 
@@ -114,7 +115,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._access = access or Access()
         self._limits = limits or CallLimits()
         self._concurrency = Concurrency(self._limits)
-        self._watchdog = Watchdog(self._limits.idle_seconds, clock)
+        self._watchdog = Watchdog(self._limits.idle_seconds, clock, self._limits.message_seconds)
         self._journal = journal or Journal(ignore, clock)
         self._draining = False
         self._idle = asyncio.Event()
@@ -147,8 +148,15 @@ class Guard(grpc.aio.ServerInterceptor):
     def _guarded(self, method: str, handler: Any) -> Handler:
         """Return a handler that reads its requests itself, so to gRPC it takes a stream of them, and no parser."""
         counted = method.split("/")[1] in self._services
-        parser = handler.request_deserializer
-        route = _Route(method, counted, method in PROBES, scope_of(method), parser, _kind(method))
+        route = _Route(
+            method,
+            counted,
+            method in PROBES,
+            scope_of(method),
+            handler.request_streaming,
+            handler.request_deserializer,
+            _kind(method),
+        )
         if not handler.response_streaming:
             if handler.request_streaming:
                 raise TypeError(f"{method}: no handler here takes a stream and answers once")
@@ -209,7 +217,7 @@ class Guard(grpc.aio.ServerInterceptor):
             self._count(-route.counted)
 
         task.add_done_callback(leave)
-        return self._watchdog.watch(task)
+        return self._watchdog.watch(task, stream=route.stream)
 
     def _count(self, change: int) -> None:
         self.in_flight += change

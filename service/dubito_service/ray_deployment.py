@@ -179,6 +179,7 @@ def of_replica(settings: Settings, replicas: int, cpus: float) -> Settings:
         "admin": "off",
         "device": "cuda" if settings.device == "cuda" else "cpu",  # a GPU that Ray did not give is another's
         "torch_threads": settings.torch_threads or max(1, int(cpus) - 1),  # several share a machine
+        "caller_calls": settings.caller_calls if tokens else settings.max_calls,
         "max_streams": settings.max_calls,  # all calls of a replica come by one connection
         "reply_seconds": settings.reply_seconds + _WAY_SECONDS,
         "connection_idle_seconds": 0.0,

@@ -251,7 +251,7 @@ def _secure(settings: Settings) -> tuple[Certificates | None, Access]:
 
 
 def _call_limits(settings: Settings) -> CallLimits:
-    return CallLimits(settings.max_calls, settings.caller_calls or settings.max_calls, settings.idle_seconds)
+    return CallLimits(settings.max_calls, settings.caller_calls, settings.idle_seconds, settings.message_seconds)
 
 
 def _connection_limits(settings: Settings) -> ConnectionLimits:

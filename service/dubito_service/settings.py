@@ -53,11 +53,12 @@ class Settings(BaseSettings):
     admin: Literal["auto", "on", "off"] = "auto"  # calls that load and unload; auto: from here, or by known callers
 
     max_calls: Count = 4096  # under way at once
-    caller_calls: Count | None = None  # of one caller: a token, a certificate, a host; None: as max_calls
+    caller_calls: Count = 512  # of one caller: a token, a certificate, a host
     max_connections: Count = 4096
-    max_streams: Count = 1024  # calls of one connection at once
+    max_streams: Count = 512  # calls of one connection at once
     max_metadata_bytes: Annotated[int, Field(ge=1024, lt=2**31)] = 16 * 2**10  # of a request
     idle_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0  # that a client may keep a call waiting
+    message_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0  # for a call's only message to arrive
     ping_seconds: Seconds = 60.0  # of silence, after which a client is asked whether it is there; 0: never
     connection_idle_seconds: Seconds = 0.0  # without a call, after which a connection is closed; 0: never
     connection_age_seconds: Seconds = 0.0  # after which a client is asked to connect anew; 0: never

@@ -199,6 +199,7 @@ def test_replicas_that_share_a_machine_get_along() -> None:
     assert (found.host, found.port, found.port_file, found.admin) == ("127.0.0.1", 0, None, "off")
     assert found.torch_threads == 2
     assert of_replica(settings(torch_threads=5), 4, 3.0).torch_threads == 5
+    assert found.caller_calls == found.max_streams == found.max_calls  # all calls come from Ray's proxy
 
 
 @pytest.mark.parametrize(("asked", "got"), [("auto", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")])

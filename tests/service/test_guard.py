@@ -419,6 +419,19 @@ async def test_a_client_that_does_not_send_loses_its_call(opened: Open, method: 
     assert await inside.ask("Evaluate") == b""
 
 
+async def test_the_only_message_of_a_call_is_waited_for_less_long_than_those_of_a_stream(opened: Open) -> None:
+    inside = await opened(limits=CallLimits(idle_seconds=SECONDS, message_seconds=0.1))
+    stream = inside.bulk()
+    await stream.wait_for_connection()
+    call: Any = inside.channel.stream_unary(UNCERTAINTY + "Evaluate")(timeout=SECONDS)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    await stream.write(pb.PredictRequest(id="1"))
+    assert (await stream.read()).id == "1"
+    stream.cancel()
+
+
 async def test_a_stream_that_waits_for_its_answer_is_not_idle_and_after_it_is(opened: Open) -> None:
     inside = await opened(limits=CallLimits(idle_seconds=0.1))
     call = inside.bulk()

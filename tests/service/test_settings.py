@@ -53,6 +53,11 @@ def test_a_flag_beats_the_environment_that_a_file_and_that_the_default(tmp_path:
     }
 
 
+def test_calls_of_one_connection_wait_at_the_client_before_its_caller_is_refused() -> None:
+    settings = Settings.model_validate(GIVEN)
+    assert settings.max_streams <= settings.caller_calls < settings.max_calls
+
+
 def test_settings_take_nothing_from_an_environment_that_nobody_hands_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUBITO_MAX_ROWS", "7")
     assert Settings(repository=Path("models")).max_rows == 10_000

@@ -18,6 +18,7 @@ class CallLimits:
     calls: float = math.inf
     caller_calls: float = math.inf  # of one caller
     idle_seconds: float = math.inf
+    message_seconds: float = math.inf  # for the message of a call that has but one
 
     @property
     def by_caller(self) -> bool:

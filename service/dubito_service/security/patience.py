@@ -15,10 +15,10 @@ class Patience:
     What the client waits for is never held against it: a stream with a request that was not answered yet is not idle.
     """
 
-    __slots__ = ("_finished", "_owed", "_sending", "_waiting", "_watchdog", "lost", "task")
+    __slots__ = ("_finished", "_message_seconds", "_owed", "_sending", "_waiting", "_watchdog", "lost", "task")
 
-    def __init__(self, watchdog: Watchdog, task: asyncio.Task[object]) -> None:
-        self._watchdog, self.task = watchdog, task
+    def __init__(self, watchdog: Watchdog, task: asyncio.Task[object], message_seconds: float) -> None:
+        self._watchdog, self.task, self._message_seconds = watchdog, task, message_seconds
         self._waiting: float | None = watchdog.clock()  # since when, for the client's next message
         self._sending: float | None = None  # since when, for the client to read
         self._owed = 0
@@ -46,9 +46,10 @@ class Patience:
         if not (self._owed or self._finished):
             self._waiting = self._watchdog.clock()
 
-    def since(self) -> float:
-        """Return since when the client has kept the call waiting; infinity: it does not."""
-        return min((moment for moment in (self._waiting, self._sending) if moment is not None), default=math.inf)
+    def until(self) -> float:
+        """Return until when the client may keep the call waiting; infinity: it does not."""
+        message = math.inf if self._waiting is None else self._waiting + self._message_seconds
+        return message if self._sending is None else min(message, self._sending + self._watchdog.seconds)
 
     def stop(self) -> None:
         """Wait no longer for anything."""
@@ -56,32 +57,41 @@ class Patience:
 
 
 class Watchdog:
-    """Cancels the tasks of calls whose clients keep them waiting for `seconds`, or up to a quarter more."""
+    """Cancels the tasks of calls whose clients keep them waiting for `seconds`, or up to a quarter more.
 
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+    `message_seconds`, where those are fewer: for the message of a call that has but one, so that nobody holds the room
+    that half of it takes for long; the next one of a stream may be long in coming.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float], message_seconds: float = math.inf) -> None:
         self.seconds, self.clock = seconds, clock
+        self._message_seconds = min(seconds, message_seconds)
         self._watched: set[Patience] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, task: asyncio.Task[object]) -> Patience:
-        """Begin to watch a call that waits for its first message."""
-        patience = Patience(self, task)
+    def watch(self, task: asyncio.Task[object], *, stream: bool) -> Patience:
+        """Begin to watch a call that waits for its first message; `stream`: others may follow."""
+        patience = Patience(self, task, self.seconds if stream else self._message_seconds)
         self._watched.add(patience)
-        if self._timer is None and self.seconds < math.inf:
-            self._timer = asyncio.get_running_loop().call_later(self.seconds / _LOOKS, self._look)
+        if self._timer is None:
+            self._look_later()
         return patience
 
     def forget(self, patience: Patience) -> None:
         """Watch a call no longer."""
         self._watched.discard(patience)
 
+    def _look_later(self) -> None:
+        if self._message_seconds < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(self._message_seconds / _LOOKS, self._look)
+
     def _look(self) -> None:
         now = self.clock()
         for patience in tuple(self._watched):
-            if now - patience.since() >= self.seconds:
+            if now >= patience.until():
                 patience.lost = True
                 self.forget(patience)
                 patience.task.cancel()
         self._timer = None
         if self._watched:
-            self._timer = asyncio.get_running_loop().call_later(self.seconds / _LOOKS, self._look)
+            self._look_later()
