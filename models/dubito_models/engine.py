@@ -344,7 +344,10 @@ class Engine:
         return torch.cat(blocks, 1)
 
     def finish(self, runs: Sequence[Run], reason: StopReason = StopReason.MAX_DRAWS) -> list[Predictive]:
-        """End runs that have drawn at least once as answers; `reason`: why those rows end that no rule has settled."""
+        """End runs that have drawn at least once as answers; `reason`: why those rows end that no rule has settled.
+
+        Rows of which a draw is not finite have answers that are not finite.
+        """
         pieces: list[tuple[int, Part]] = []
         for number, run in enumerate(runs):
             if run.moments is None:
@@ -359,10 +362,11 @@ class Engine:
             key = (part.moments.count, run.plan, run.calibration and run.calibration.id, part.plain is None)
             alike.setdefault((*key, part.boundary.sizes, part.reason), []).append((number, part))
         answers: list[list[tuple[Part, Predictive]]] = [[] for _ in runs]
-        for group in alike.values():
-            found = self._finish(runs[group[0][0]], [part for _, part in group])
-            for (number, part), answer in zip(group, found, strict=True):
-                answers[number].append((part, answer))
+        with np.errstate(over="ignore", invalid="ignore"):  # of rows whose draws are not finite
+            for group in alike.values():
+                found = self._finish(runs[group[0][0]], [part for _, part in group])
+                for (number, part), answer in zip(group, found, strict=True):
+                    answers[number].append((part, answer))
         return [join_answers([answer for _, answer in own], [part.rows for part, _ in own]) for own in answers]
 
     def _finish(self, run: Run, parts: Sequence[Part]) -> Iterator[Predictive]:

@@ -131,11 +131,22 @@ def count_looks(groups: int) -> int:
 def settled(
     stopping: Stopping, moments: Moments, look: int, balanced: bool, ratios: ErrorRatios | None = None
 ) -> NDArray[np.bool_]:
-    """Return for each row (B,) whether its draws, which `moments` keeps, are enough at this look, from 1."""
+    """Return for each row (B,) whether its draws, which `moments` keeps, are enough at this look, from 1.
+
+    So are those of a row whose mean is not finite, for no further draw changes that.
+    """
     assert moments.draws is not None
     draws = to_numpy(moments.draws)  # (S, B, K)
     if len(draws) < 2:
         return np.zeros(draws.shape[1], dtype=np.bool_)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost: NDArray[np.bool_] = ~np.isfinite(draws.mean(0)).all(-1)
+        return lost | _enough(stopping, draws, moments, look, balanced, ratios)
+
+
+def _enough(
+    stopping: Stopping, draws: Array, moments: Moments, look: int, balanced: bool, ratios: ErrorRatios | None
+) -> NDArray[np.bool_]:
     if stopping.rule is StoppingRule.TOLERANCE:
         assert stopping.target is not None
         ratio = None if ratios is None else ratios.of(stopping.quantity)

@@ -262,16 +262,18 @@ def _words(codes: NDArray[np.int32], words: Sequence[str]) -> arrow.Array:
 
 
 def concatenate(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Put the answers to several rows each one after the other; what one of them does not say is NaN there."""
+    """Put the answers to several rows each one after the other; what one of them does not say is NaN or 0 there."""
     if len(parts) == 1:
         return dict(parts[0])
     alike = {name: values for part in parts for name, values in part.items()}
     return {
-        name: np.concatenate(
-            [part[name] if name in part else np.full((len(part["draws"]), *values.shape[1:]), np.nan) for part in parts]
-        )
+        name: np.concatenate([part[name] if name in part else _nothing(len(part["draws"]), values) for part in parts])
         for name, values in alike.items()
     }
+
+
+def _nothing(rows: int, like: NDArray[Any]) -> NDArray[Any]:
+    return np.full((rows, *like.shape[1:]), np.nan if like.dtype.kind == "f" else 0, like.dtype)
 
 
 def assemble(

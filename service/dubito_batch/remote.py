@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +46,7 @@ _PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # seconds until a server is asked again that
 _HASTE = 4  # answers come so many times faster than patience ends, or no more requests are put in flight
 _NO_RULE = ("none", "unspecified")
 _PASSING = (Overloaded, Unavailable, DeadlineExceeded, Cancelled, ServerError)  # what may be otherwise later
+_NO_FINITE_ANSWER = grpc.StatusCode.OUT_OF_RANGE  # to some rows of a request
 _SHORT = {"deadline", "load"}  # reasons of an answer that has fewer draws than were asked
 
 
@@ -111,15 +113,14 @@ class RemoteScorer:
         Raises `Unavailable` or `Overloaded` where the server does not answer within the patience, and at once what no
         waiting helps against.
         """
-        requests = self._cut(inputs)
-        found: dict[int, Answers] = {}
+        missing, found = self._cut(inputs), dict[int, Answers]()
         since, pause = self._clock(), _PAUSE
-        while missing := [number for number in range(len(requests)) if number not in found]:
-            before = len(found)
-            failure = self._ask({number: requests[number] for number in missing}, found)
+        while missing:
+            before = set(missing)
+            failure = self._ask(missing, found)
             if failure is None:
                 continue
-            if len(found) > before:
+            if missing.keys() != before:
                 since, pause = self._clock(), _PAUSE
             wait = max(pause, getattr(failure, "retry_after", None) or 0.0)
             silent = self._clock() - since
@@ -127,31 +128,41 @@ class RemoteScorer:
                 raise type(failure)(f"no answer for {silent:.0f} s, and then: {failure}") from failure
             self._sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        return concatenate([found[number] for number in range(len(requests))])
+        return concatenate([found[first] for first in sorted(found)])
 
-    def _cut(self, inputs: Inputs) -> list[Inputs]:
-        rows = len(next(iter(inputs.values())))
+    def _cut(self, inputs: Inputs) -> dict[int, Inputs]:
+        """Cut rows into requests, by the number of their first row."""
+        rows = _count(inputs)
         row_bytes = sum(values.nbytes for values in inputs.values()) // max(1, rows)
         step = max(1, min(self._request_rows, _BYTES // max(1, row_bytes)))
-        return [
-            {name: values[start : start + step] for name, values in inputs.items()} for start in range(0, rows, step)
-        ]
+        return {
+            start: {name: values[start : start + step] for name, values in inputs.items()}
+            for start in range(0, rows, step)
+        }
 
-    def _ask(self, requests: Mapping[int, Inputs], found: dict[int, Answers]) -> DubitoClientError | None:
-        """Ask once, and add what is answered to `found`; returns why something is not answered, if anything."""
+    def _ask(self, missing: dict[int, Inputs], found: dict[int, Answers]) -> DubitoClientError | None:
+        """Ask once, and move what is answered from `missing` to `found`; returns why some of it is not, if any.
+
+        A request with rows that the network has no finite answer to is cut in two, down to these rows.
+        """
         failure: DubitoClientError | None = None
-        numbers, before, longest = list(requests), self._clock(), 0.0
+        asked, before, longest = list(missing.items()), self._clock(), 0.0
         try:
-            for place, outcome in self._outcomes(list(requests.values())):
+            for place, outcome in self._outcomes([inputs for _, inputs in asked]):
                 now = self._clock()
                 before, longest = now, max(longest, now - before)
-                number = numbers[place]
+                first, inputs = asked[place]
                 if isinstance(outcome, DubitoClientError):
-                    if not isinstance(outcome, _PASSING):
+                    if outcome.code is _NO_FINITE_ANSWER:
+                        del missing[first]
+                        self._divide(first, inputs, missing, found)
+                    elif isinstance(outcome, _PASSING):
+                        failure = outcome
+                    else:
                         raise outcome
-                    failure = outcome
                 elif _SHORT.isdisjoint(outcome.stop_reason):
-                    found[number] = self._read(outcome, requests[number])
+                    found[first] = self._read(outcome, inputs)
+                    del missing[first]
                 else:
                     failure = Overloaded(
                         f"the server ended drawing early ({', '.join(sorted({*outcome.stop_reason}))})"
@@ -166,6 +177,17 @@ class RemoteScorer:
             elif longest * _HASTE < self._patience:
                 self._in_flight = min(2 * self._in_flight, self._most_in_flight)
         return failure
+
+    def _divide(self, first: int, inputs: Inputs, missing: dict[int, Inputs], found: dict[int, Answers]) -> None:
+        """Ask about either half of some rows next; a single one is answered with no numbers."""
+        rows = _count(inputs)
+        if rows == 1:
+            predicted = "probabilities" if self.described.classifies else "mean"
+            nothing = {"draws": np.zeros(1, np.int64), "stop_reason": np.array(["unknown"], object)}
+            found[first] = {predicted: np.full((1, self.described.outputs), np.nan), **nothing}
+            return
+        for start, end in ((0, rows // 2), (rows // 2, rows)):
+            missing[first + start] = {name: values[start:end] for name, values in inputs.items()}
 
     def _outcomes(self, requests: Sequence[Inputs]) -> Iterator[Outcome]:
         """Yield what becomes of each request; `Unavailable` where nothing does for as long as the patience lasts."""
@@ -198,7 +220,7 @@ class RemoteScorer:
 
     def _read(self, prediction: Prediction, inputs: Inputs) -> Answers:
         """Return an answer's arrays; raises where it is not of the rows and the calibration that it ought to be."""
-        rows = len(next(iter(inputs.values())))
+        rows = _count(inputs)
         if prediction.rows != rows:
             raise ProtocolError(f"the server answered {prediction.rows} rows of {rows}")
         if prediction.calibration_id != self.described.calibration_id:
@@ -210,6 +232,10 @@ class RemoteScorer:
             if (values := getattr(prediction, name)) is not None:
                 found[name] = values
         return found
+
+
+def _count(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())))
 
 
 def describe(info: ModelInfo) -> Described:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 8192  # of a block, where nobody says otherwise
 _BLOCK_BYTES = 32 << 20  # of a block's inputs, likewise
 _FREE_SIZE = 512  # as which a free axis counts
+_NO_ANSWER = "the network's answer: got NaN or infinity; accepted: finite numbers"
 _AHEAD = 2  # blocks beside those that are scored, read already or waiting to be taken
 
 
@@ -53,7 +54,8 @@ class Scorer(Protocol):
     def score(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Answer rows (B, ...) of equal shapes, by input name: arrays (B, ...) by their names in a `Prediction`.
 
-        What it does not say is left out. Raises `InvalidArgument`, with the field `inputs[...].shape`, for sizes that
+        What it does not say is left out; where its answer is no finite number, `probabilities` or `mean` are none
+        either. Raises `InvalidArgument`, with the field `inputs[...].shape`, for sizes that
         the model does not take.
         """
 
@@ -74,18 +76,35 @@ def choose_batch_rows(inputs: Sequence[InputSignature]) -> int:
 def score_block(block: arrow.RecordBatch, mapping: FeatureMap, scorer: Scorer) -> arrow.RecordBatch:
     """Score the rows of a block: its own columns come first, then those of `result_schema`.
 
-    Rows of a size that the model does not take have a problem, as those have whose cells are bad.
+    Rows of a size that the model does not take, and those that it has no finite answer to, have a problem, as those
+    have whose cells are bad.
     """
     features = read_features(block, mapping)
     problems, scored = dict(features.problems), []
     for group in features.groups:
         try:
-            scored.append(Scored(group.rows, scorer.score(group.inputs)))
+            answers = scorer.score(group.inputs)
         except InvalidArgument as error:
             if not error.field.endswith("].shape"):
                 raise
             problems |= dict.fromkeys(group.rows.tolist(), str(error))
+            continue
+        finite = _are_finite(answers)
+        if finite.all():
+            scored.append(Scored(group.rows, answers))
+        else:
+            problems |= dict.fromkeys(group.rows[~finite].tolist(), _NO_ANSWER)
+            scored.append(Scored(group.rows[finite], {name: values[finite] for name, values in answers.items()}))
     return assemble(block, scored, problems, scorer.described, scorer.asked)
+
+
+def _are_finite(answers: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Tell of each row (B,) whether what is predicted is a finite number."""
+    found = np.ones(len(answers["draws"]), np.bool_)
+    for name in ("probabilities", "mean", "aleatoric_variance"):
+        if name in answers:
+            found &= np.isfinite(answers[name]).all(-1)
+    return found
 
 
 def score(

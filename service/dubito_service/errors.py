@@ -13,6 +13,7 @@ DubitoError
 ├── OutOfMemory                  the request alone, in the smallest passes, takes more memory than there is
 ├── WorkerLost                   the thread that drew has died and is started anew; says when to come back
 ├── DeadlineMissed               nothing to answer with before the deadline
+├── NoFiniteAnswer               the network's answer to some rows is no number; says which
 ├── Draining                     the server finishes what it has, and takes nothing new
 ├── StateUnset                   nothing is kept of labels here; names the setting
 ├── StateUnavailable             the store of observations does not answer; says when to come back
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 
 DETAILS = "grpc-status-details-bin"
 LONGEST_FIELD, _LONGEST_VALUE, _LONGEST_MESSAGE = 128, 256, 512  # bytes: all of it must fit gRPC's 8 KiB of metadata
+
+_NAMED_ROWS = 8
 
 
 class NotServed(UnknownModel):
@@ -127,6 +131,17 @@ class DeadlineMissed(DubitoError):
     """The deadline came before there was anything to answer with."""
 
 
+class NoFiniteAnswer(DubitoError):
+    """The network's answer to some rows of a request, of these numbers in order, is NaN or infinite."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+        named = ", ".join(map(str, rows[:_NAMED_ROWS]))
+        self.field, self.given = "inputs", f"row{'s' * (len(rows) > 1)} {named}{more} (from 0)"
+        self.accepted = "rows to which the network's answer is finite"
+        super().__init__(f"{self.field}: got {self.given}; accepted: {self.accepted}")
+
+
 class Draining(DubitoError):
     """The server is stopping."""
 
@@ -182,6 +197,7 @@ _CODES: dict[type[DubitoError], grpc.StatusCode] = {
     OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
     WorkerLost: grpc.StatusCode.UNAVAILABLE,
     DeadlineMissed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    NoFiniteAnswer: grpc.StatusCode.OUT_OF_RANGE,
     Draining: grpc.StatusCode.UNAVAILABLE,
     StateUnset: grpc.StatusCode.FAILED_PRECONDITION,
     StateUnavailable: grpc.StatusCode.UNAVAILABLE,
@@ -205,7 +221,7 @@ def refusal(error: Exception) -> Refusal | None:
         return None
     message = shorten(str(error), _LONGEST_MESSAGE)
     detail: Message | None = None
-    if isinstance(error, (InvalidArgument, NotServed, StateUnset, AlreadyObserved)):
+    if isinstance(error, (InvalidArgument, NotServed, NoFiniteAnswer, StateUnset, AlreadyObserved)):
         detail = _bad_request(error.field, error.given, error.accepted, code.name)
     elif isinstance(error, (QueueFull, WorkerLost, TooManyCalls, StateUnavailable, StillLoading)):
         delay = Duration()

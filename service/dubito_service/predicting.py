@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from dubito_models.predictive import Predictive, StopReason, Validity
+import numpy as np
+
+from dubito_models.predictive import Array, Classification, Predictive, StopReason, Validity
 from dubito_models.standard import Evaluation
 from dubito_service.asking import Adapt, Prediction, Spent, StandardRequest
+from dubito_service.errors import NoFiniteAnswer
 from dubito_service.observing.observer import Issued, Observer, settle_coverage
 from dubito_service.reports import AnswerReport, Watch, ignore
 from dubito_service.scheduling.devices import Devices
@@ -97,7 +100,7 @@ class Predictor:
         return Call(now, None if seconds_left is None else now + seconds_left, caller)
 
     async def predict(self, asked: Prediction, call: Call) -> Answer:
-        """Answer with dropout active; raises what `DeviceWorker.draw` raises."""
+        """Answer with dropout active; raises `NoFiniteAnswer`, and what `DeviceWorker.draw` raises."""
         began = self._clock()
         return self._answer(asked, await self._device.draw(_work(asked, call)), call, began)
 
@@ -109,16 +112,23 @@ class Predictor:
                 yield self._answer(asked, drawn, call, began)
 
     async def evaluate(self, asked: StandardRequest, call: Call) -> StandardAnswer:
-        """Answer by the standard network; raises what `StandardWorker.evaluate` raises."""
+        """Answer by the standard network; raises `NoFiniteAnswer`, and what `StandardWorker.evaluate` raises."""
         began = self._clock()
         work = EvaluationRequest(asked.version, asked.inputs, asked.rows, call.deadline, call.caller, asked.priority)
         done = await self._standard.evaluate(work)
+        found = done.evaluation
+        _check_finite(found.probabilities, found.mean, found.aleatoric_variance)
         spent = Spent(done.queue_seconds, done.compute_seconds, self._clock() - call.arrived)
-        self._report(asked, done.evaluation, 1, spent, began - call.arrived)
-        return StandardAnswer(asked, done.evaluation, spent)
+        self._report(asked, found, 1, spent, began - call.arrived)
+        return StandardAnswer(asked, found, spent)
 
     def _answer(self, asked: Prediction, drawn: Drawn, call: Call, began: float) -> Answer:
         """Settle an answer; the last one comes with a receipt."""
+        found = drawn.predictive.answer
+        if isinstance(found, Classification):
+            _check_finite(found.probabilities)
+        else:
+            _check_finite(found.mean, found.aleatoric_variance)
         predictive, issued = settle_coverage(drawn.predictive, asked.served_coverage), Issued()
         last = StopReason.UNFINISHED not in predictive.stop_reason
         if self._observer is not None and last:
@@ -146,6 +156,16 @@ class Predictor:
     ) -> None:
         times = (spent.queue, spent.compute, spent.total, reading)
         self._watch(AnswerReport(asked.version, asked.rows, answer, most_draws, *times))
+
+
+def _check_finite(*answers: Array | None) -> None:
+    """Raise `NoFiniteAnswer` for rows of which one of the answers, each (B, K), is no finite number.
+
+    Of NaN there would be a label, the first class, and whatever else is made of it looks like an answer too.
+    """
+    for values in answers:
+        if values is not None and not np.isfinite(values).all():
+            raise NoFiniteAnswer(np.flatnonzero(~np.isfinite(values).all(-1)).tolist())
 
 
 def _work(asked: Prediction, call: Call) -> Request:

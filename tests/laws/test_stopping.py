@@ -398,3 +398,24 @@ def test_rows_move_together_and_one_draw_says_nothing_of_it(packed: Packed) -> N
     assert engine.predict(twice, single).joint_covariance is None
     with pytest.raises(InvalidArgument, match="joint"):
         SamplingSpec(joint=True, stopping=Stopping(StoppingRule.DECISION))
+
+
+@pytest.mark.parametrize(
+    "stopping",
+    [
+        Stopping(StoppingRule.DECISION),
+        Stopping(StoppingRule.TOLERANCE, target=1e-9),
+        Stopping(StoppingRule.THRESHOLD, Quantity.MUTUAL_INFORMATION, 0.01),
+    ],
+)
+def test_a_row_whose_draws_are_not_finite_stops_at_the_first_look(packed: Packed, stopping: Stopping) -> None:
+    """No further draw changes its mean; the rows beside it draw as they do alone."""
+    version, spec = packed("mlp"), SamplingSpec(max_draws=160, stopping=stopping)
+    x = sample("mlp", 4)["input"].numpy()
+    alone = version.predict(x, spec)
+    x[2] = 3e38
+    found = version.predict(x, spec)
+    assert isinstance(found.answer, Classification)
+    assert np.isnan(found.answer.probabilities[2]).all()
+    assert found.draws[2] == max(stopping.least_groups, 1) * G
+    assert found.draws[[0, 1, 3]].tolist() == alone.draws[[0, 1, 3]].tolist()

@@ -29,6 +29,7 @@ from dubito_client.errors import (
     ProtocolError,
     ServerError,
     Unavailable,
+    from_error,
     refused,
 )
 from dubito_client.many import Outcome
@@ -291,6 +292,24 @@ def test_a_block_goes_in_requests_that_the_server_takes_and_comes_back_in_order(
     assert client.calls[0]["version"] == 3
     assert client.calls[0]["priority"] == "low"
     assert client.calls[0]["seed"] is None  # the version's own, of which the calibration is
+
+
+@pytest.mark.parametrize("bad", [{6}, {0, 7, 8, 11}, set(range(12))])
+def test_rows_without_a_finite_answer_are_found_among_those_that_share_their_request(bad: set[int]) -> None:
+    class Overflowing(Scripted):
+        def predict_many(self, model: str, inputs: Iterable[Any], **asked: Any) -> Iterator[Outcome]:
+            for number, each in enumerate(inputs):
+                if any((each["x"] == X[row]).all(1).any() for row in bad):
+                    yield number, from_error(grpc.StatusCode.OUT_OF_RANGE.value[0], "inputs: got row", "inputs", None)
+                else:
+                    yield number, prediction(each["x"])
+
+    client = Overflowing()
+    found = client.scorer().score({"x": X})
+    assert np.flatnonzero(np.isnan(found["mean"][:, 0])).tolist() == sorted(bad)
+    left = [row for row in range(12) if row not in bad]
+    np.testing.assert_allclose(found["mean"][left, 0], X[left].sum(1), rtol=1e-6)
+    assert client.waits == []
 
 
 def test_an_overloaded_server_is_asked_again_after_the_time_that_it_names() -> None:

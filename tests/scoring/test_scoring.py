@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as arrow
 import pytest
+import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
+from torch import Tensor, nn
 
 from dubito_batch.answers import Asked, Described, scored_schema
 from dubito_batch.features import map_columns
@@ -22,6 +24,7 @@ from dubito_batch.scoring import choose_batch_rows, open_scorer, score, score_bl
 from dubito_client.answers import InputSignature
 from dubito_client.errors import InvalidArgument, ProtocolError, refused
 from dubito_models.package import ModelVersion
+from dubito_models.packing import pack
 
 from .conftest import WIDTH, rows
 
@@ -124,6 +127,47 @@ def test_bad_rows_are_null_with_a_status_and_their_neighbours_are_answered() -> 
     for row in (1, 3):
         assert "x" in found[row]["dubito_problem"]
         assert found[row]["dubito_draws"] is None
+
+
+class Growing(nn.Module):
+    """A regression whose numbers soon leave what a float can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.last = nn.Dropout(0.2), nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.drop(torch.exp(x)))
+
+
+@pytest.mark.parametrize("asked", [Asked(), Asked(draws=1000, tolerance=1e-3)])
+def test_rows_without_a_finite_answer_are_bad_ones_beside_good_ones(asked: Asked, tmp_path: Path) -> None:
+    where = {"repository": tmp_path, "name": "growing"}
+    version = pack(Growing(), torch.from_numpy(rows(4)), task="regression", head="mean", noise_variance=[0.1], **where)
+    version.calibrate(rows(200), rows(200)[:, 0])
+    table = features(9).to_pylist()
+    for row in (2, 5):
+        table[row]["x"] = [1000.0] * WIDTH
+    found = read(score(lists([row["x"] for row in table]), version, asked)).to_pylist()
+    alone = LocalScorer(version, asked).score({"x": rows(9)})["mean"][:, 0]
+    for number, row in enumerate(found):
+        if number in (2, 5):
+            assert row["dubito_status"] == "INVALID"
+            assert row["dubito_problem"] == "the network's answer: got NaN or infinity; accepted: finite numbers"
+            assert row["dubito_mean"] is row["dubito_draws"] is row["dubito_interval_lower"] is None
+        else:
+            assert row["dubito_status"] == "OK"
+            assert row["dubito_mean"] == pytest.approx(alone[number], rel=1e-5)
+
+
+def test_a_block_without_any_finite_answer_has_problems_alone() -> None:
+    class Nothing(Sums):
+        def score(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            return {**super().score(inputs), "mean": np.full((len(inputs["x"]), 1), np.inf)}
+
+    found = read(score(lists([[1.0, 2.0]] * 3), Nothing())).to_pylist()
+    assert [row["dubito_status"] for row in found] == ["INVALID"] * 3
+    assert [row["dubito_mean"] for row in found] == [None] * 3
 
 
 def test_rows_of_a_length_that_the_model_does_not_take_are_bad_ones() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,12 @@ import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from torch import Tensor
 
 from dubito_models.package import ModelVersion
+from dubito_models.standard import Evaluation
 from dubito_protos import tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
@@ -26,7 +28,7 @@ from dubito_service.server import Server
 from dubito_service.settings import Settings
 
 from .hooked import Gate, Hooked, Pass, settle
-from .wire import asking, detail, probabilities
+from .wire import asking, detail, probabilities, rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one loop for all of gRPC's calls in this process
 
@@ -209,6 +211,86 @@ async def test_a_cancellation_from_within_ends_the_call_with_a_status(
             await inside.predict(asking())
     assert caught.value.code() is Code.INTERNAL
     assert (await inside.predict(asking())).final
+
+
+def overflowing(*which: int) -> list[pb.Tensor]:
+    """Inputs of four rows, those of these numbers so large that the network's numbers end at infinity."""
+    x = rows(4)
+    x[list(which)] = 3e38
+    return [tensors.encode(x, "input")]
+
+
+async def test_rows_without_a_finite_answer_fail_their_request_alone(opened: Open) -> None:
+    """Also among strangers in one pass, near whom they leave no trace."""
+    inside = await opened()
+    alone = await inside.predict(asking(2, data=1))
+    gate = inside.engine.hook = Gate()
+    first = asyncio.create_task(inside.predict(asking(1)))
+    await until(gate.has_entered)
+    bad, good = pb.PredictRequest(model="mlp", inputs=overflowing(1, 3)), asking(2, data=1)
+    calls = [asyncio.create_task(inside.predict(each)) for each in (bad, good, bad)]
+    await until(lambda: inside.server.device.queued_work == 40 * (1 + 4 + 2 + 4))
+    await settle()
+    gate.open()
+    await first
+    np.testing.assert_allclose(probabilities(await calls[1]), probabilities(alone), rtol=0, atol=1e-6)
+    assert inside.engine.passes[-1].rows == (4, 2, 4)
+    for call in (calls[0], calls[2]):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is Code.OUT_OF_RANGE
+        [violation] = detail(caught.value, BadRequest).field_violations
+        assert violation.field == "inputs"
+        assert violation.description == "got rows 1, 3 (from 0); accepted: rows to which the network's answer is finite"
+
+
+async def test_a_row_without_a_finite_answer_is_refused_by_every_call_that_predicts(opened: Open) -> None:
+    inside = await opened()
+    bad = pb.PredictRequest(model="mlp", id="bad", inputs=overflowing(2), sampling=pb.SamplingSpec(max_draws=200))
+    calls = (
+        inside.stub.PredictStream(bad, timeout=SECONDS),
+        inside.stub.Evaluate(pb.EvaluateRequest(model="mlp", inputs=bad.inputs), timeout=SECONDS),
+    )
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await (call.read() if call is calls[0] else call)
+        assert caught.value.code() is Code.OUT_OF_RANGE
+        assert "inputs: got row 2 (from 0)" in str(caught.value.details())
+    bulk = inside.stub.PredictBulk(iter([bad, asking()]), timeout=SECONDS)
+    replies = [reply async for reply in bulk]
+    assert sorted(reply.WhichOneof("result") for reply in replies) == ["error", "response"]
+    [error] = [reply.error for reply in replies if reply.HasField("error")]
+    assert (error.code, error.field) == (Code.OUT_OF_RANGE.value[0], "inputs")
+
+
+async def test_standard_rows_without_a_finite_answer_fail_their_request_alone(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = await opened()
+    version = inside.server.registry.find("mlp", None)
+    entered, release, runs = threading.Event(), threading.Event(), list[int]()
+    run = version.evaluate_tensors
+
+    def hold(inputs: Mapping[str, Tensor]) -> Evaluation:
+        runs.append(len(inputs["input"]))
+        entered.set()
+        assert release.wait(SECONDS)
+        return run(inputs)
+
+    monkeypatch.setattr(version, "evaluate_tensors", hold)
+    good, bad = ({"inputs": asking(2).inputs}, {"inputs": overflowing(0)})
+    asked = [pb.EvaluateRequest(model="mlp", **each) for each in (good, bad, good)]
+    calls = [asyncio.ensure_future(inside.stub.Evaluate(asked[0], timeout=SECONDS))]
+    await until(entered.is_set)
+    calls += [asyncio.ensure_future(inside.stub.Evaluate(each, timeout=SECONDS)) for each in asked[1:]]
+    await until(lambda: inside.server.standard.queued_rows == 8)
+    await settle()
+    release.set()
+    alone, refused, shared = await asyncio.gather(*calls, return_exceptions=True)
+    assert runs == [2, 6]
+    np.testing.assert_allclose(tensors.decode(shared.output), tensors.decode(alone.output), rtol=0, atol=1e-5)
+    assert refused.code() is Code.OUT_OF_RANGE
+    assert "inputs: got row 0 (from 0)" in str(refused.details())
 
 
 async def test_a_full_queue_is_exhausted_and_says_when_to_come_back(opened: Open) -> None:

@@ -11,6 +11,7 @@ from dubito_service.errors import (
     DeadlineMissed,
     Draining,
     Forbidden,
+    NoFiniteAnswer,
     NotServed,
     QueueFull,
     TooManyCalls,
@@ -33,6 +34,7 @@ from dubito_service.errors import (
         (TooManyCalls("4 of 4", 0.1), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (ClientIdle("it is silent"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (DeadlineMissed("too late"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (NoFiniteAnswer([3, 7]), grpc.StatusCode.OUT_OF_RANGE),
         (Draining("the end"), grpc.StatusCode.UNAVAILABLE),
     ],
 )

@@ -26,7 +26,7 @@ from dubito_service.settings import Settings
 
 from ..hooked import Gate, Hooked
 from ..wire import detail
-from .wire import arrays, asking, said
+from .wire import arrays, asking, put, said
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one loop for all of gRPC's calls in this process
 
@@ -313,6 +313,29 @@ async def test_refinements_of_one_request_come_among_the_answers_of_others(opene
     assert draws[-1] == 80
     assert finals == [False] * (len(finals) - 1) + [True]
     assert len(finals) > 1
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp.standard"])
+async def test_rows_without_a_finite_answer_are_refused_by_their_numbers_and_counted(model: str, opened: Open) -> None:
+    inside = await opened()
+    x = np.zeros((12, 6), np.float32)
+    x[1:] = 3e38
+    bad = pb.ModelInferRequest(model_name=model)
+    put(bad, "input", x)
+    error = await refused(inside.infer(bad))
+    assert error.code() is Code.OUT_OF_RANGE
+    assert error.details() == (
+        "inputs: got rows 1, 2, 3, 4, 5, 6, 7, 8 and 3 more (from 0); "
+        "accepted: rows to which the network's answer is finite"
+    )
+    assert (await inside.statistics(model)).inference_stats.fail.count == 1
+
+    async def requests() -> AsyncIterator[pb.ModelInferRequest]:
+        yield bad
+        yield asking(2, model=model)
+
+    replies = await everything(inside.stub.ModelStreamInfer(requests(), timeout=SECONDS))
+    assert sorted(reply.error_message for reply in replies) == ["", error.details()]
 
 
 async def test_a_unary_call_cannot_be_refined(opened: Open) -> None:
