@@ -62,8 +62,10 @@ class Replica:
         self._alive: Any = self._channel.unary_unary(f"/{_HEALTH}/Check")
 
     async def check_health(self) -> None:
-        """Raise where the server does not answer, for Ray to put another one in its place."""
-        await self._alive(health_pb2.HealthCheckRequest(service=_HEALTH).SerializeToString(), timeout=10.0)
+        """Raise where the server does not answer or has lost a worker, for Ray to put another one in its place."""
+        reply = await self._alive(health_pb2.HealthCheckRequest(service=_HEALTH).SerializeToString(), timeout=10.0)
+        if health_pb2.HealthCheckResponse.FromString(reply).status != health_pb2.HealthCheckResponse.SERVING:
+            raise RuntimeError("the server has lost a worker")
 
     async def close(self) -> None:
         """Finish the calls in flight, and stop the server."""

@@ -78,7 +78,14 @@ class LoadReport:
     failed: bool
 
 
-Report: TypeAlias = PassReport | StepReport | AnswerReport | CallReport | LoadReport
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """One worker whose thread has died, is there again, or does its work again; told on the event loop."""
+
+    alive: bool
+
+
+Report: TypeAlias = PassReport | StepReport | AnswerReport | CallReport | LoadReport | WorkerReport
 Watch: TypeAlias = Callable[[Report], None]
 
 

@@ -76,6 +76,7 @@ class Server:
         torch.set_num_threads(settings.torch_threads or max(1, ((os.cpu_count() or 2) - 1) // len(places)))
         loader = Loader(Repository(settings.repository, settings.cache), settings.pass_bytes, settings.device)
         self.registry = Registry((), loader, _policy(settings), self._report)
+        self._health = Health(_SERVED, self.registry, self._is_answering, self._is_live)
         self.device = Devices(
             WorkLimits(
                 queue_work=settings.queue_work,
@@ -110,9 +111,8 @@ class Server:
         self._tracer = open_tracer(os.environ)
         journal = Journal(tell(*counting), time.monotonic, self._tracer, (HEALTH, reflection.SERVICE_NAME))
         self.statistics = Statistics(time.time)
-        self.watch = tell(journal.note, self.statistics.watch, *counting)
+        self.watch = tell(journal.note, self.statistics.watch, self._health.watch, *counting)
         self._guard = Guard(_SERVED, access, _call_limits(settings), journal=journal)
-        self._health = Health(_SERVED, self.registry)
         self._grpc = self._compose()
         self.port = _bind(self._grpc, settings, self._certificates)
         self.metrics_port: int | None = None
@@ -133,7 +133,7 @@ class Server:
         pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits, self.observer), server)
         profile = Profile(settings.server_name, metadata.version("dubito"), _policy(settings), settings.stream_requests)
         open_inference = OpenInferenceServicer(
-            self.registry, predictor, limits, self.statistics, profile, time.monotonic, self._is_ready
+            self.registry, predictor, limits, self.statistics, profile, time.monotonic, self._is_ready, self._is_live
         )
         open_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         server.add_generic_rpc_handlers((Unserved(),))
@@ -143,7 +143,13 @@ class Server:
 
     def _is_ready(self) -> bool:
         """Tell whether inferences are answered now."""
-        return self.registry.opened and self.device.alive and self.standard.alive and not self._stopping
+        return self.registry.opened and self._is_answering()
+
+    def _is_answering(self) -> bool:
+        return self.device.alive and self.standard.alive and not self._stopping
+
+    def _is_live(self) -> bool:
+        return not (self.device.lost or self.standard.lost)
 
     @property
     def address(self) -> str:
@@ -192,7 +198,7 @@ class Server:
         self._stopping = True
         if self._watching is not None:
             self._watching.cancel()
-        self._health.stop()
+        self._health.wake()
         drained = await self._guard.drain(self._settings.grace_seconds if grace is None else grace)
         self.device.close()
         await self._grpc.stop(_FAREWELL_SECONDS)

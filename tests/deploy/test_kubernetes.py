@@ -88,7 +88,7 @@ def test_everything_selects_these_pods_and_no_others(deployment: dict[str, Any])
 
 async def test_a_pod_lives_while_it_loads_and_is_ready_only_then(deployment: dict[str, Any], tmp_path: Path) -> None:
     registry = Registry((), Loader(Repository(tmp_path)))
-    health, found = Health(SERVICES, registry), container(deployment)
+    health, found = Health(SERVICES, registry, lambda: True, lambda: True), container(deployment)
 
     async def serves(probe: str) -> bool:
         asked = found[probe]["grpc"]

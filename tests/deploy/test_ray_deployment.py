@@ -21,6 +21,7 @@ from dubito_protos import open_inference_pb2 as open_pb
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_service.ray_deployment import Arguments, Replica, app, of_replica
 from dubito_service.ray_proxy import REPLY, SECONDS_LEFT, STATUS
+from dubito_service.scheduling.devices import Devices
 from dubito_service.settings import Settings
 from dubito_service.telemetry import logs
 from service.wire import asking, probabilities, rows
@@ -81,6 +82,12 @@ async def test_both_protocols_and_health_are_there(replica: Any) -> None:
     health = health_pb2.HealthCheckResponse.FromString(bytes(await replica.Check(b"", Context())))
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     await replica.check_health()
+
+
+async def test_a_replica_that_has_lost_a_worker_is_not_healthy(replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Devices, "lost", True)
+    with pytest.raises(RuntimeError, match="lost a worker"):
+        await replica.check_health()
 
 
 async def test_a_refusal_keeps_its_code_its_words_and_its_details(replica: Any) -> None:

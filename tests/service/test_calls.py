@@ -20,10 +20,12 @@ from torch import Tensor
 
 from dubito_models.package import ModelVersion
 from dubito_models.standard import Evaluation
-from dubito_protos import tensors
+from dubito_protos import open_inference_pb2, open_inference_pb2_grpc, tensors
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.dubito_v1 import messages
+from dubito_service.health import SERVICE as LIVENESS
+from dubito_service.scheduling import dispatching
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
@@ -43,6 +45,7 @@ class Inside:
     engine: Hooked
     stub: pb_grpc.UncertaintyServiceAsyncStub
     health: health_pb2_grpc.HealthStub
+    channel: grpc.aio.Channel
 
     async def predict(self, request: pb.PredictRequest, timeout: float | None = SECONDS) -> pb.PredictResponse:
         return await self.stub.Predict(request, timeout=timeout)
@@ -66,7 +69,7 @@ async def opened(packed: Callable[[str], ModelVersion], monkeypatch: pytest.Monk
         monkeypatch.setattr(server.registry.find("mlp", None), "engine", engine)
         channels.append(grpc.aio.insecure_channel(server.address))
         stub = pb_grpc.UncertaintyServiceStub(channels[-1])
-        return Inside(server, engine, stub, health_pb2_grpc.HealthStub(channels[-1]))
+        return Inside(server, engine, stub, health_pb2_grpc.HealthStub(channels[-1]), channels[-1])
 
     yield open_server
     for channel in channels:
@@ -304,6 +307,58 @@ async def test_a_full_queue_is_exhausted_and_says_when_to_come_back(opened: Open
     assert detail(caught.value, RetryInfo).retry_delay.ToNanoseconds() > 0
     gate.open()
     assert (await first).final
+
+
+async def test_while_a_worker_is_dead_the_server_is_not_ready_by_any_protocol(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "_RESTART_SECONDS", SECONDS)
+    inside = await opened()
+    triton = open_inference_pb2_grpc.GRPCInferenceServiceStub(inside.channel)
+    names = ["", "dubito.v1.UncertaintyService", "inference.GRPCInferenceService", "mlp"]
+    asked = [health_pb2.HealthCheckRequest(service=name) for name in names]
+    watchers = [inside.health.Watch(each, timeout=SECONDS) for each in asked]
+
+    async def said() -> list[int]:
+        return [(await watcher.read()).status for watcher in watchers]
+
+    async def ready() -> tuple[bool, bool]:
+        model = open_inference_pb2.ModelReadyRequest(name="mlp")
+        server = await triton.ServerReady(open_inference_pb2.ServerReadyRequest())
+        return server.ready, (await triton.ModelReady(model)).ready
+
+    def die(this: Pass) -> None:
+        raise SystemExit
+
+    async def fails() -> None:
+        inside.engine.hook = die
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await inside.predict(asking())
+        assert caught.value.code() is Code.UNAVAILABLE
+
+    async def lives() -> tuple[int, bool]:
+        alive = await inside.health.Check(health_pb2.HealthCheckRequest(service=LIVENESS))
+        return alive.status, (await triton.ServerLive(open_inference_pb2.ServerLiveRequest())).live
+
+    assert await said() == [Health.SERVING] * 4
+    await fails()
+    assert await said() == [Health.NOT_SERVING] * 4
+    assert [(await inside.health.Check(each)).status for each in asked] == [Health.NOT_SERVING] * 4
+    assert await ready() == (False, False)
+    assert await lives() == (Health.SERVING, True)
+    monkeypatch.setattr(dispatching, "_RESTART_SECONDS", 0.0)
+    [worker] = inside.server.device._workers
+    worker._dispatcher._revive()
+    assert await said() == [Health.SERVING] * 4
+    assert await ready() == (True, True)
+    for _ in range(dispatching.MOST_DEATHS - 1):
+        await fails()
+        await until(lambda: worker.alive)
+    assert await lives() == (Health.NOT_SERVING, False)
+    inside.engine.hook = linger(0)
+    assert (await inside.predict(asking())).final
+    await until(lambda: not worker.lost)
+    assert await lives() == (Health.SERVING, True)
 
 
 async def test_draining_tells_every_watcher_and_refuses_new_calls(opened: Open) -> None:

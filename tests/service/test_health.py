@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from dubito_models.package import ModelVersion
 from dubito_service.errors import NotServed
 from dubito_service.health import SERVICE, Health
+from dubito_service.reports import WorkerReport
 from dubito_service.versions.registry import Entry, Registry, State
 
 Response = health_pb2.HealthCheckResponse
@@ -38,9 +40,25 @@ def registry() -> Changing:
     return Changing([Entry("bad", 1, None, "checksum")])
 
 
+@dataclass
+class Workers:
+    """What the workers are said to do."""
+
+    answering: bool = True
+    live: bool = True
+
+    def health(self, registry: Registry) -> Health:
+        return Health([NAME], registry, lambda: self.answering, lambda: self.live)
+
+
 @pytest.fixture
-def health(registry: Changing) -> Health:
-    return Health([NAME], registry)
+def workers() -> Workers:
+    return Workers()
+
+
+@pytest.fixture
+def health(registry: Changing, workers: Workers) -> Health:
+    return workers.health(registry)
 
 
 async def check(health: Health, name: str) -> int:
@@ -89,22 +107,43 @@ async def test_every_watcher_of_a_model_hears_when_it_comes_and_goes(
 
 
 async def test_the_server_is_serving_from_when_its_versions_are_loaded_until_it_stops_and_alive_all_along(
-    packed: Callable[[str], ModelVersion],
+    packed: Callable[[str], ModelVersion], workers: Workers
 ) -> None:
     registry = Changing([Entry("mlp", 1, packed("mlp"))])
     registry.opened = False
-    health = Health([NAME], registry)
+    health = workers.health(registry)
     watcher = watch(health, "")
     assert (await anext(watcher)).status == Response.NOT_SERVING
     assert await check(health, NAME) == Response.NOT_SERVING
     assert await check(health, SERVICE) == Response.SERVING
     registry.open_by_hand()
     assert (await anext(watcher)).status == await check(health, NAME) == Response.SERVING
-    health.stop()
+    workers.answering = False
+    health.wake()
     assert (await anext(watcher)).status == Response.NOT_SERVING
     assert await check(health, "mlp") == Response.NOT_SERVING
     assert await check(health, SERVICE) == Response.SERVING
 
 
-async def test_a_server_with_an_empty_repository_is_serving() -> None:
-    assert await check(Health([NAME], Registry()), "") == Response.SERVING
+async def test_watchers_hear_when_a_worker_dies_is_there_again_and_is_lost(
+    health: Health, registry: Changing, workers: Workers, packed: Callable[[str], ModelVersion]
+) -> None:
+    registry.put(Entry("mlp", 1, packed("mlp")))
+    ready = [watch(health, name) for name in ("", NAME, "mlp")]
+    alive = watch(health, SERVICE)
+
+    async def said() -> set[int]:
+        return {(await anext(watcher)).status for watcher in ready}
+
+    assert await said() == {(await anext(alive)).status} == {Response.SERVING}
+    for back in (False, True, False):
+        workers.answering = back
+        health.watch(WorkerReport(back))
+        assert await said() == {Response.SERVING if back else Response.NOT_SERVING}
+    workers.live = False
+    health.watch(WorkerReport(False))
+    assert (await anext(alive)).status == await check(health, SERVICE) == Response.NOT_SERVING
+
+
+async def test_a_server_with_an_empty_repository_is_serving(workers: Workers) -> None:
+    assert await check(workers.health(Registry()), "") == Response.SERVING

@@ -68,6 +68,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         profile: Profile,
         clock: Clock,
         ready: Callable[[], bool],
+        live: Callable[[], bool],
     ) -> None:
         self._registry = registry
         self._predictor = predictor
@@ -76,12 +77,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self._profile = profile
         self._clock = clock
         self._ready = ready
+        self._live = live
 
     # --- Health and metadata ---
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
-        """Answer: whoever can is alive."""
-        return pb.ServerLiveResponse(live=True)
+        """Tell whether the server lives: whoever answers does, unless a worker is lost."""
+        return pb.ServerLiveResponse(live=self._live())
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Tell whether inferences are answered."""

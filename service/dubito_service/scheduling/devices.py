@@ -35,6 +35,11 @@ class Devices:
         return all(worker.alive for worker in self._workers)
 
     @property
+    def lost(self) -> bool:
+        """Whether a thread has died time and again with no step between."""
+        return any(worker.lost for worker in self._workers)
+
+    @property
     def queued_work(self) -> int:
         """Rows x draws of all requests in flight."""
         return self.admission.work

@@ -3,7 +3,8 @@
 The loop submits, the thread works, and outcomes cross back together: once for a pass, not once for a request. Each
 job has its own future, so that no outcome can hang another; a caller that leaves takes its job out before the next
 pass, and a timer lets go of a caller whose time is up, however long the thread's pass may last. A thread that dies
-loses the jobs that it had, which are told so, and another one is started.
+loses the jobs that it had, which are told so, and another one is started; one death after the other, with no step
+between them, and the worker counts as lost.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Clock = Callable[[], float]  # seconds, monotonic
 T = TypeVar("T")
 MOST_PARTS = 1024  # of a request: each costs the scheduler some time in every step
 _RESTART_SECONDS = 1.0  # from the death of a thread to the next one
+MOST_DEATHS = 5  # in a row, before a worker counts as lost
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +77,8 @@ class Dispatcher(Generic[J]):
     """Takes steps from one thread; everything else belongs to one event loop.
 
     `step` sets outcomes, and is called with all jobs in flight whenever there are any; what it raises is the outcome
-    of all that have none. `expire` is called on the loop when a job's time is up and it has no outcome yet.
+    of all that have none. `expire` is called on the loop when a job's time is up and it has no outcome yet, `changed`
+    when the thread has died, is there again, or is lost no longer.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Dispatcher(Generic[J]):
         expire: Callable[[J], None],
         clock: Clock,
         gather_seconds: float = 0.0,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.numbers = itertools.count()
         self.waiting: set[J] = set()  # the event loop's
@@ -93,12 +97,14 @@ class Dispatcher(Generic[J]):
         self._expire = expire
         self._clock = clock
         self._gathering = Gathering(gather_seconds)
+        self._changed = changed
         self._outgoing: list[J] = []  # submitted since the loop last handed jobs to the thread
         self._inbox: Inbox[J] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._dead = False
+        self._deaths = 0  # since the last step that ended
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
@@ -111,6 +117,11 @@ class Dispatcher(Generic[J]):
     def alive(self) -> bool:
         """Whether there is a thread to work."""
         return self._thread is not None and self._thread.is_alive() and not self._dead
+
+    @property
+    def lost(self) -> bool:
+        """Whether the thread has died `MOST_DEATHS` times in a row."""
+        return self._deaths >= MOST_DEATHS
 
     def close(self) -> None:
         """Give `Draining` to whoever waits, and let the thread end after its current step."""
@@ -179,6 +190,7 @@ class Dispatcher(Generic[J]):
     def _bury(self) -> None:
         """Tell whoever waited for a thread that has died, and start another one in a while."""
         self._fail(WorkerLost(_RESTART_SECONDS))
+        self._changed()
         if self._loop is not None and not self._closed:
             self._loop.call_later(_RESTART_SECONDS, self._revive)
 
@@ -186,6 +198,7 @@ class Dispatcher(Generic[J]):
         if not self._closed:
             self.start()
             log.warning("thread restarted name=%s", self._name)
+            self._changed()
 
     # From here on everything runs in the thread.
 
@@ -211,6 +224,7 @@ class Dispatcher(Generic[J]):
             self._take_steps(inbox)
         except BaseException:  # whatever it was, it must not leave callers waiting
             self._dead = True
+            self._deaths += 1
             log.critical("thread died name=%s", self._name, exc_info=True)
             self.tell(self._bury)
 
@@ -225,6 +239,9 @@ class Dispatcher(Generic[J]):
                 log.exception("step failed requests=%d", len(jobs))
                 for job in jobs:
                     job.outcome = job.outcome or error
+            if self._deaths:
+                self._deaths = 0
+                self.tell(self._changed)
             newcomers: list[J] = []
             open_ = _take(inbox, newcomers, wait=False)  # before whoever is answered now can come back
             self.hand_over(jobs)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dubito_models.package import ModelVersion
 from dubito_models.standard import Evaluation
 from dubito_service.errors import DeadlineMissed
-from dubito_service.reports import PassReport, StepReport, Watch, ignore
+from dubito_service.reports import PassReport, StepReport, Watch, WorkerReport, ignore
 from dubito_service.scheduling.admission import Admission, Bounds, check_deadline
 from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, Job, blocks, outcomes
 from dubito_service.scheduling.pace import Pace
@@ -107,7 +107,14 @@ class StandardWorker:
         self._limits = limits
         self._clock = clock
         self._watch = watch
-        self._dispatcher: Dispatcher[_Job] = Dispatcher("standard", self._step, _expire, clock, limits.gather_seconds)
+        self._dispatcher: Dispatcher[_Job] = Dispatcher(
+            "standard",
+            self._step,
+            _expire,
+            clock,
+            limits.gather_seconds,
+            changed=lambda: watch(WorkerReport(self.alive)),
+        )
         self._pace = Pace()
         self._paces: weakref.WeakKeyDictionary[ModelVersion, Pace] = weakref.WeakKeyDictionary()
         self._slowest = 0.0  # seconds of a row of the slowest network, at its fastest
@@ -121,6 +128,11 @@ class StandardWorker:
     def alive(self) -> bool:
         """Whether its thread lives; one that has died is replaced in a second."""
         return self._dispatcher.alive
+
+    @property
+    def lost(self) -> bool:
+        """Whether its thread has died time and again with no step between."""
+        return self._dispatcher.lost
 
     @property
     def queued_rows(self) -> int:

@@ -13,7 +13,7 @@ from functools import partial
 
 from dubito_models.engine import Engine, Run
 from dubito_models.predictive import StopReason
-from dubito_service.reports import Watch, ignore
+from dubito_service.reports import Watch, WorkerReport, ignore
 from dubito_service.scheduling.admission import Admission, check_deadline
 from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, outcomes
 from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits, join
@@ -42,7 +42,12 @@ class DeviceWorker:
         self._clock = clock
         self._place = place
         self._dispatcher: Dispatcher[DrawJob] = Dispatcher(
-            "device", self._step, self._expire, clock, limits.gather_seconds
+            "device",
+            self._step,
+            self._expire,
+            clock,
+            limits.gather_seconds,
+            changed=lambda: watch(WorkerReport(self.alive)),
         )
         dispatcher, held = self._dispatcher, self.admission
         self._stepper = Stepper(limits, clock, watch, dispatcher.hand_over, dispatcher.tell, lambda: held.work)
@@ -64,6 +69,11 @@ class DeviceWorker:
     def alive(self) -> bool:
         """Whether its thread lives; one that has died is replaced in a second."""
         return self._dispatcher.alive
+
+    @property
+    def lost(self) -> bool:
+        """Whether its thread has died time and again with no step between."""
+        return self._dispatcher.lost
 
     @property
     def queued_work(self) -> int:

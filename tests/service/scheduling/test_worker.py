@@ -19,7 +19,7 @@ from dubito_models.engine import Engine, Run
 from dubito_models.predictive import Classification, Predictive, StopReason
 from dubito_models.stopping import Stopping, StoppingRule
 from dubito_service.errors import DeadlineMissed, Draining, OutOfMemory, QueueFull, WorkerLost
-from dubito_service.reports import PassReport, Report, StepReport
+from dubito_service.reports import PassReport, Report, StepReport, WorkerReport
 from dubito_service.scheduling import dispatching, stepping
 from dubito_service.scheduling.drawing import Drawn, Request
 from dubito_service.scheduling.worker import DeviceWorker
@@ -355,6 +355,41 @@ async def test_a_thread_that_dies_fails_whom_it_had_and_another_goes_on(
     await until(lambda: worker.alive)
     assert await worker.draw(request(engine))
     assert worker.queued_work == 0
+
+
+async def test_a_worker_is_lost_after_so_many_deaths_in_a_row_until_it_takes_a_step(
+    clock: Clock, engine: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "_RESTART_SECONDS", 0.0)
+    told: list[Report] = []
+    device = DeviceWorker(limits(), clock, told.append)
+    device.start()
+
+    def die(this: Pass) -> None:
+        raise SystemExit
+
+    async def dies() -> None:
+        engine.hook = die
+        with pytest.raises(WorkerLost):
+            await device.draw(request(engine))
+        await until(lambda: device.alive)
+
+    async def answers() -> None:
+        engine.hook = lambda this: None
+        assert await device.draw(request(engine))
+
+    await dies()
+    await answers()
+    for _ in range(dispatching.MOST_DEATHS):
+        assert not device.lost
+        await dies()
+    assert device.lost
+    told.clear()
+    await answers()
+    await until(lambda: not device.lost)
+    await until(lambda: WorkerReport(alive=True) in told)
+    device.close()
+    assert device.join(30)
 
 
 async def test_steps_report_what_they_did_and_nothing_twice(clock: Clock, engine: Hooked) -> None:
