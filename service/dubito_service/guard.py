@@ -26,6 +26,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 
 from dubito_models.errors import InvalidArgument
+from dubito_service.draining import Drain
 from dubito_service.errors import ClientIdle, Draining, Refusal, told
 from dubito_service.reading import Parser, parse
 from dubito_service.reports import ignore
@@ -53,20 +54,26 @@ class _Route:
     parser: Parser
     kind: Descriptor | None  # of its messages; None where no contract has it
 
+    @property
+    def brings_work(self) -> bool:
+        """Whether its calls are refused when the server stops."""
+        return self.counted and not self.probe
+
 
 class _Call:
     """One call that was let in; its messages are read and written as bytes."""
 
-    __slots__ = ("_access", "_context", "_route", "_secret", "_waits", "patience")
+    __slots__ = ("_access", "_context", "_drain", "_route", "_secret", "_waits", "patience")
 
-    def __init__(self, route: _Route, context: Context, access: Access, patience: Patience) -> None:
+    def __init__(self, route: _Route, context: Context, access: Access, patience: Patience, drain: Drain) -> None:
         self._route, self._context, self._access, self.patience = route, context, access, patience
+        self._drain = drain
         self._secret: str | None = None
         self._waits = False
 
     async def request(self) -> Any:
-        """Return the only request."""
-        payload = await self._context.read()
+        """Return the only request; raises `Draining` where the server stops before it is there."""
+        payload = await self._receive(self._context.read)
         self.patience.finished()
         if payload is grpc.aio.EOF:
             raise InvalidArgument("request", "no message", "one")
@@ -76,7 +83,22 @@ class _Call:
         return self
 
     async def __anext__(self) -> Any:
-        """Return the next request; each after the first waits until its caller's rate has room for it."""
+        """Return the next request; each after the first waits until its caller's rate has room for it.
+
+        Raises `Draining` where the server stops before.
+        """
+        return await self._receive(self._next)
+
+    async def _receive(self, read: Callable[[], Awaitable[Any]]) -> Any:
+        if not self._route.brings_work:
+            return await read()
+        try:
+            return await self._drain.receive(read)
+        except Draining:
+            self.patience.finished()
+            raise
+
+    async def _next(self) -> Any:
         payload = await self._context.read()
         if payload is grpc.aio.EOF:
             self.patience.finished()
@@ -117,7 +139,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._concurrency = Concurrency(self._limits)
         self._watchdog = Watchdog(self._limits.idle_seconds, clock, self._limits.message_seconds)
         self._journal = journal or Journal(ignore, clock)
-        self._draining = False
+        self._drain = Drain()
         self._idle = asyncio.Event()
         self._idle.set()
         self._handlers: dict[str, Handler] = {}
@@ -137,8 +159,11 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._handlers[method]
 
     async def drain(self, timeout: float) -> bool:
-        """Refuse new calls and wait for those in flight; False where they take longer."""
-        self._draining = True
+        """Refuse new calls and messages, and wait until all that were taken are answered; False where it takes longer.
+
+        A stream ends once nothing is owed on it.
+        """
+        self._drain.begin()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
@@ -175,7 +200,7 @@ class Guard(grpc.aio.ServerInterceptor):
             try:
                 try:
                     patience = self._enter(route, context)
-                    return await serve(_Call(route, context, self._access, patience), context)
+                    return await serve(_Call(route, context, self._access, patience, self._drain), context)
                 except grpc.aio.AbortError:  # the handler's own
                     code = _name(context)
                     raise
@@ -201,8 +226,8 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _enter(self, route: _Route, context: Context) -> Patience:
         """Let a call in, and count it until gRPC has done with it; raises an error of errors.py."""
-        if route.counted and self._draining and not route.probe:
-            raise Draining("the server is stopping; ask another one, or again later")
+        if route.brings_work:
+            self._drain.check()
         self._access.enter(route.scope, context)
         caller = caller_of(context) if self._limits.by_caller else ""
         task = asyncio.current_task()

@@ -382,6 +382,29 @@ async def test_draining_tells_every_watcher_and_refuses_new_calls(opened: Open) 
     assert await stopping
 
 
+async def test_draining_answers_what_streams_have_sent_and_refuses_what_they_send_then(opened: Open) -> None:
+    inside = await opened(step_work=10)
+    idle, busy = (inside.stub.PredictBulk(timeout=SECONDS) for _ in range(2))
+    for call in (idle, busy):
+        await call.write(asking())
+        assert (await call.read()).WhichOneof("result") == "response"
+    gate = inside.engine.hook = Gate()
+    refined = inside.stub.PredictStream(asking(1, max_draws=80), timeout=SECONDS)
+    await until(gate.has_entered)
+    await busy.write(asking(2))
+    await until(lambda: inside.server.device.queued_work == 80 + 80)
+    stopping = asyncio.create_task(inside.server.stop(SECONDS))
+    assert await idle.code() is Code.UNAVAILABLE
+    assert "the server is stopping; ask another one" in await idle.details()
+    await busy.write(asking(2, data=1))
+    gate.open()
+    assert tensors.decode((await busy.read()).response.draws).shape == (2,)
+    assert await busy.code() is Code.UNAVAILABLE
+    assert "the server is stopping; ask another one" in await busy.details()
+    assert [reply.final async for reply in refined][-1]
+    assert await stopping
+
+
 async def test_evaluate_is_not_behind_monte_carlo_work(opened: Open) -> None:
     inside = await opened()
     gate = inside.engine.hook = Gate()

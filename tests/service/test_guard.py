@@ -140,6 +140,11 @@ class Inside:
 Open = Callable[..., Awaitable[Inside]]
 
 
+async def settle(inside: Inside) -> None:
+    """Let what was sent before arrive: an answer on the same connection comes after it."""
+    await inside.ask("Evaluate")
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def opened() -> AsyncIterator[Open]:
     servers: list[Inside] = []
@@ -472,6 +477,41 @@ async def test_draining_waits_for_what_is_in_flight_and_refuses_what_is_new(open
     inside.servicer.release.set()
     assert await draining
     assert await held
+
+
+async def test_draining_refuses_what_open_streams_would_still_send_and_ends_those_that_are_owed_nothing(
+    opened: Open,
+) -> None:
+    inside = await opened()
+    silent, idle, busy = (inside.bulk() for _ in range(3))
+    half: Any = inside.channel.stream_unary(UNCERTAINTY + "Evaluate")(timeout=SECONDS)  # which sends nothing
+    await idle.write(pb.PredictRequest(id="first"))
+    assert (await idle.read()).id == "first"
+    await busy.write(pb.PredictRequest(id="taken", model="hold"))
+    await until(lambda: inside.guard.in_flight == 4)
+    await settle(inside)
+    draining = asyncio.create_task(inside.guard.drain(SECONDS))
+    for call in (silent, idle, half):
+        assert await call.code() is Code.UNAVAILABLE
+        assert await call.details() == "the server is stopping; ask another one, or again later"
+    await busy.write(pb.PredictRequest(id="late"))
+    assert inside.guard.in_flight == 1
+    assert not draining.done()
+    inside.servicer.release.set()
+    assert (await busy.read()).id == "taken"
+    assert await busy.code() is Code.UNAVAILABLE
+    assert await draining
+
+
+async def test_who_leaves_while_the_server_drains_has_left(opened: Open) -> None:
+    inside = await opened()
+    gone = inside.bulk()
+    await gone.write(pb.PredictRequest(id="taken", model="hold"))
+    await until(lambda: inside.guard.in_flight == 1)
+    draining = asyncio.create_task(inside.guard.drain(SECONDS))
+    gone.cancel()
+    assert await draining
+    assert [report.code for report in inside.reports if isinstance(report, CallReport)] == ["CANCELLED"]
 
 
 async def test_every_call_is_reported_once_with_how_it_ended(opened: Open) -> None:

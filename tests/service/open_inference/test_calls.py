@@ -338,6 +338,26 @@ async def test_rows_without_a_finite_answer_are_refused_by_their_numbers_and_cou
     assert sorted(reply.error_message for reply in replies) == ["", error.details()]
 
 
+async def test_draining_answers_what_streams_have_sent_and_refuses_what_they_send_then(opened: Open) -> None:
+    inside = await opened()
+    idle, busy = (inside.stub.ModelStreamInfer(timeout=SECONDS) for _ in range(2))
+    for call in (idle, busy):
+        await call.write(asking())
+        assert not (await call.read()).error_message
+    gate = inside.engine.hook = Gate()
+    await busy.write(asking(2))
+    await until(gate.has_entered)
+    stopping = asyncio.create_task(inside.server.stop(SECONDS))
+    assert await idle.code() is Code.UNAVAILABLE
+    assert "the server is stopping; ask another one" in await idle.details()
+    await busy.write(asking(2, data=1))
+    gate.open()
+    assert arrays((await busy.read()).infer_response)["label"].shape == (2,)
+    assert await busy.code() is Code.UNAVAILABLE
+    assert "the server is stopping; ask another one" in await busy.details()
+    assert await stopping
+
+
 async def test_a_unary_call_cannot_be_refined(opened: Open) -> None:
     inside = await opened()
     error = await refused(inside.infer(asking(refine=True)))
