@@ -253,7 +253,7 @@ def _secure(settings: Settings) -> tuple[Certificates | None, Access]:
     known = tokens is not None or settings.tls_client_ca is not None
     if not (loopback or known):
         log.warning("open to all host=%s: whoever reaches it is answered; see tokens and tls_client_ca", settings.host)
-    return certificates, Access(tokens, admin_allowed(settings.admin, loopback=loopback, known_callers=known))
+    return certificates, Access(tokens, admin_allowed(settings.admin, loopback=loopback, tokens=tokens is not None))
 
 
 def _call_limits(settings: Settings) -> CallLimits:

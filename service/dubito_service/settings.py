@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = None  # whose certificates clients must bring; None: they need none
     tokens: Path | None = None  # a file that dubito token makes; read again when it changes; None: no call needs one
     plaintext_tokens: bool = False  # from other machines too: for a proxy before this server that ends TLS
-    admin: Literal["auto", "on", "off"] = "auto"  # calls that load and unload; auto: from here, or by known callers
+    admin: Literal["auto", "on", "off"] = "auto"  # calls that load and unload; auto: from here, or by token
 
     max_calls: Count = 4096  # under way at once
     caller_calls: Count = 512  # of one caller: a token, a certificate, a host

@@ -69,9 +69,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def admin_allowed(choice: Admin, *, loopback: bool, known_callers: bool) -> bool:
-    """Tell whether calls may change what is served; auto: where callers are of this machine, or known by name."""
-    return choice == "on" or (choice == "auto" and (loopback or known_callers))
+def admin_allowed(choice: Admin, *, loopback: bool, tokens: bool) -> bool:
+    """Tell whether calls may change what is served; auto: where callers are of this machine, or tokens say who may.
+
+    A certificate says who calls, but not what for.
+    """
+    return choice == "on" or (choice == "auto" and (loopback or tokens))
 
 
 def check_plaintext(*, tokens: bool, encrypted: bool, loopback: bool, allowed: bool) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 import dubito_protos
+from certificates import issue
+from dubito_client import Client
+from dubito_client.errors import AccessDenied
 from dubito_models.errors import InvalidArgument
 from dubito_service.security.access import Admin, admin_allowed, check_plaintext, is_loopback
 from dubito_service.security.scopes import PROBES, SCOPES, Scope, scope_of
+from served import served
 
 
 def declared() -> list[str]:
@@ -69,7 +74,7 @@ def test_loopback_is_what_no_other_machine_reaches(host: str, own: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("choice", "loopback", "known", "allowed"),
+    ("choice", "loopback", "tokens", "allowed"),
     [
         ("auto", True, False, True),
         ("auto", False, False, False),
@@ -78,10 +83,26 @@ def test_loopback_is_what_no_other_machine_reaches(host: str, own: bool) -> None
         ("off", True, True, False),
     ],
 )
-def test_changes_are_for_this_machine_or_known_callers_unless_told_otherwise(
-    choice: Admin, loopback: bool, known: bool, allowed: bool
+def test_changes_are_for_this_machine_or_tokens_unless_told_otherwise(
+    choice: Admin, loopback: bool, tokens: bool, allowed: bool
 ) -> None:
-    assert admin_allowed(choice, loopback=loopback, known_callers=known) is allowed
+    assert admin_allowed(choice, loopback=loopback, tokens=tokens) is allowed
+
+
+def test_a_certificate_alone_lets_nobody_change_what_is_served_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    authority = issue("lab", authority=True)
+    root, _ = authority.write(tmp_path, "authority")
+    certificate, key = issue("server", authority).write(tmp_path, "server")
+    own, own_key = issue("anybody", authority).write(tmp_path, "own")
+    files = ["--tls-certificate", certificate, "--tls-key", key, "--tls-client-ca", root]
+    with (
+        served(tmp_path, "--host", "0.0.0.0", *map(str, files)) as address,
+        Client(address, root_certificates=root, client_certificate=own, client_key=own_key) as client,
+    ):
+        assert not client.models()
+        with pytest.raises(AccessDenied, match="dubito serve --admin on"):
+            client.unload("flowers")
 
 
 def test_tokens_in_plaintext_from_other_machines_are_refused_unless_told_otherwise() -> None:
