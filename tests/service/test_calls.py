@@ -100,8 +100,8 @@ async def test_a_large_request_is_read_beside_the_loop_and_a_small_one_on_it(
         return reader(*given)
 
     monkeypatch.setattr(messages, read, note)
-    for rows in (3, 2**14):
-        request = asking(rows, max_draws=2)
+    for count in (3, 2**14):
+        request = asking(count, max_draws=2)
         if method == "Evaluate":
             await inside.stub.Evaluate(pb.EvaluateRequest(model="mlp", inputs=request.inputs), timeout=SECONDS)
         elif method == "Predict":
