@@ -32,7 +32,10 @@ _GAIN, _BIAS = 8.0, 0.03
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Draws of the network, of its linear logits under the same masks, and of these under very many others."""
+    """Draws of the network, of its linear logits under the same masks, and of these under very many others.
+
+    The linear ones are on the program's device; the network's may have been taken to the CPU.
+    """
 
     draws: Moments
     near: Moments
@@ -47,7 +50,8 @@ def correct(levels: Levels, balanced: bool) -> tuple[Classification, Array]:
     draws, near, far = levels.draws, levels.near, levels.far
     assert draws.draws is not None
     assert near.draws is not None
-    rest = gather(Decoded(mean=draws.draws - near.draws), draws.count, keep_draws=False)
+    gap = draws.draws.to(near.draws.device) - near.draws
+    rest = gather(Decoded(mean=gap), draws.count, keep_draws=False)
     off, known = spread(rest, balanced), spread(far, balanced)
     assert known.standard_error is not None
     error = known.standard_error if off.standard_error is None else np.hypot(off.standard_error, known.standard_error)

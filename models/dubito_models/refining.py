@@ -71,7 +71,7 @@ class Refiner:
     def controls(
         self, boundary: Boundary, draws: int, outputs: int, seed: int, design: Design
     ) -> tuple[Tensor, Tensor] | None:
-        """Return the control variates (S, B, K) of a run's first draws, and their known variance (B, K).
+        """Return the control variates (S, B, K) of a run's first draws, and their known variance (B, K), on the device.
 
         None where the network has none: no site before the last one of a fan-out, or no gradient.
         """
@@ -87,7 +87,7 @@ class Refiner:
             for start, count in self._blocks(boundary, 0, draws):
                 masks = self._masks.draws(boundary.symbols, seed, design, start, count)
                 values.append(controls(chosen, masks, sites))
-            return torch.cat(values).cpu(), known_variance(chosen, sites).cpu()
+            return torch.cat(values), known_variance(chosen, sites)
 
     def linearize(
         self, boundary: Boundary, moments: Moments, seed: int, design: Design, calibration: Calibration

@@ -6,13 +6,16 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dubito_models.calibrating import CalibrationSpec, Identity, Rows, calibrate_engine
+from dubito_models.calibration import Calibration
 from dubito_models.engine import Defaults, Engine
 from dubito_models.export import Exported, export_network, read_example
-from dubito_models.heads import Head
+from dubito_models.heads import Head, Task
 from dubito_models.precision import Precision
 from dubito_models.program import StochasticProgram
 from dubito_models.thinning import Design, Masks, choose_balanced, choose_group_size
@@ -195,3 +198,12 @@ def open_engine(name: str, device: torch.device, precision: Precision = Precisio
     program = open_program(name, device, precision)
     defaults = Defaults(40, 0, Design.BALANCED)
     return Engine(program, make_masks(program, name), ALL[name].head, defaults)
+
+
+def calibrate(engine: Engine, name: str) -> Calibration:
+    """Calibrate an engine of a case on its own device, by made-up labels."""
+    program, labels = engine.program, np.arange(120) % 2
+    targets = labels if engine.head.task is Task.CLASSIFICATION else labels[:, None].astype(np.float64)
+    identity = Identity("", Precision.FLOAT32.value, program.fan_out, program.integrated)
+    known = Rows(dict.fromkeys(program.inputs, rows(name, len(labels))), targets)
+    return calibrate_engine(engine, identity, known, CalibrationSpec(), "")

@@ -9,19 +9,21 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from gpu_cases import ALL, CASES, FANNED, build, make_masks, open_engine, open_program, rows
+from gpu_cases import ALL, CASES, FANNED, build, calibrate, make_masks, open_engine, open_program, rows
 from torch import Tensor
 
 from dubito_models.audit import ROUNDING, audit, audit_rounding, difference
 from dubito_models.engine import Engine, wants
+from dubito_models.heads import Task
 from dubito_models.precision import Precision
 from dubito_models.predictive import Classification, Predictive, Regression, StopReason
 from dubito_models.recording import CudaGraphs, Recorder
-from dubito_models.sampling import SamplingSpec
+from dubito_models.sampling import Estimator, SamplingSpec
 from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_models.thinning import Design, MaskScope
 
@@ -159,6 +161,27 @@ def test_the_covariance_of_rows_is_that_of_the_cpu(name: str) -> None:
     assert one.joint_covariance is not None
     assert other.joint_covariance is not None
     np.testing.assert_allclose(other.joint_covariance, one.joint_covariance, rtol=0, atol=NEAR)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "regression", "integrated"])
+def test_a_calibration_made_there_says_what_one_made_here_does(name: str) -> None:
+    here, there = engines(name)
+    mine, theirs = calibrate(here, name), calibrate(there, name)
+    assert (theirs.method, theirs.linearized, theirs.control_variate, theirs.drawn) == (
+        mine.method, mine.linearized, mine.control_variate, mine.drawn,
+    )  # fmt: skip
+    assert theirs.parameters == pytest.approx(mine.parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "regression", "integrated"])
+def test_a_refined_answer_is_that_of_the_cpu(name: str) -> None:
+    """By linear logits, or by control variates."""
+    here, there = engines(name)
+    classes = here.head.task is Task.CLASSIFICATION
+    calibration = replace(calibrate(here, name), linearized=classes, control_variate=not classes)
+    spec = SamplingSpec(estimator=Estimator.LINEARIZED if classes else None)
+    x = rows(name, 6)
+    assert_same_answer(*(engine.predict(given(engine, x), spec, calibration) for engine in (here, there)))
 
 
 @pytest.mark.parametrize("name", WITH_FANS)
