@@ -145,7 +145,7 @@ def _small_residual(head_dropout: float, drop_branch: float) -> Callable[[], nn.
 
 
 CASES = {
-    "mlp": Case(lambda: build_perceptron(16, (512, 512), 10, 0.2), (16,), (1, 8, 32)),
+    "mlp": Case(lambda: build_perceptron(16, (512, 512), 10, 0.2), (16,), (1, 8, 32, 33)),
     "resnet-50, dropout before the head": Case(_residual(0.2, 0.0), (3, 224, 224), (32,)),
     "vit-b": Case(lambda: VisionTransformer(224, 16, 768, 12, 12, 1000, 0.1), (3, 224, 224), (32,)),
     "resnet-50, stochastic depth": Case(_residual(0.0, 0.2), (3, 224, 224), (32,)),

@@ -2,8 +2,8 @@
 
 The kernels of a small network take less time than a processor takes to launch them one by one (CUDA graphs). A
 recording is of fixed sizes: rows are filled up to the next of a few numbers by repeating the last one, which no other
-row notices. It is kept where it gives what the pass itself gives and takes clearly less time; memory for all of them
-is one pool, as only one is played at a time.
+row notices. It is kept where it gives what the pass itself gives and takes clearly less time than the pass without
+such rows, which is what is made otherwise; memory for all of them is one pool, as only one is played at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from dubito_models.export import ROWS
 from dubito_models.program import Boundary
 
 log = logging.getLogger(__name__)
@@ -102,19 +101,24 @@ class Recorder:
 
     def run(self, act: Pass, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
         """Return what `act` returns of a boundary and masks: (S, N, ...)."""
-        rows = boundary.rows
-        padded = fill_up(rows)
-        if padded != rows:
-            numbers = torch.arange(padded, device=boundary.values[0].device).clamp_(max=rows - 1)
-            boundary = self._select(boundary, numbers)
-        key = (act, boundary.sizes, padded, *(tuple(each.shape) for each in (*boundary.values, *masks)))
-        if key not in self._kept:
-            if not self._is_frequent(key):
-                return act(boundary, masks)[:, :rows]
+        key = (act, boundary.sizes, fill_up(boundary.rows), *(tuple(mask.shape) for mask in masks))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        elif self._is_frequent(key):
             self._keep(key, self._try(act, boundary, masks))
-        found = self._kept[key]
-        self._kept.move_to_end(key)
-        return (act(boundary, masks) if found is None else found.run(boundary, masks))[:, :rows]
+        found = self._kept.get(key)
+        return act(boundary, masks) if found is None else self._play(found, boundary, masks)
+
+    def _play(self, recording: _Recording, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        return recording.run(self._fill(boundary), masks)[:, : boundary.rows]
+
+    def _fill(self, boundary: Boundary) -> Boundary:
+        """Repeat the last row until there are as many as a recording has."""
+        rows = fill_up(boundary.rows)
+        if rows == boundary.rows:
+            return boundary
+        numbers = torch.arange(rows, device=boundary.values[0].device).clamp_(max=boundary.rows - 1)
+        return self._select(boundary, numbers)
 
     def _is_frequent(self, key: object) -> bool:
         self._seen[key] = self._seen.pop(key, 0) + 1
@@ -131,21 +135,22 @@ class Recorder:
             self._kept.popitem(last=False)
 
     def _try(self, act: Pass, boundary: Boundary, masks: Sequence[Tensor]) -> _Recording | None:
-        """Record a pass, where it can be, gives the same and is faster."""
-        values, own = tuple(map(torch.clone, boundary.values)), tuple(map(torch.clone, masks))
-        held = Boundary(values, boundary.symbols)
+        """Record a pass, filled up, where it can be, gives the same and is faster than the pass as it is."""
+        filled = self._fill(boundary)
+        values, own = tuple(map(torch.clone, filled.values)), tuple(map(torch.clone, masks))
+        held = Boundary(values, filled.symbols)
         try:
             result, play = self._device.record(lambda: act(held, own))
             recording = _Recording(values, own, result, play)
-            plain, played = act(boundary, masks), recording.run(boundary, masks)
+            plain, played = act(filled, masks), recording.run(filled, masks)
         except RuntimeError as error:  # of CUDA: an operator that cannot be recorded, or too little memory
-            log.warning("pass not recorded rows=%d: %s", boundary.symbols[ROWS], str(error).splitlines()[0])
+            log.warning("pass not recorded rows=%d: %s", filled.rows, str(error).splitlines()[0])
             return None
         if not torch.allclose(played, plain, rtol=0, atol=_TOLERANCE * max(1.0, float(plain.abs().max()))):
-            log.warning("pass not recorded rows=%d: played again it gives another result", boundary.symbols[ROWS])
+            log.warning("pass not recorded rows=%d: played again it gives another result", filled.rows)
             return None
         usual = self._time(lambda: act(boundary, masks))
-        return recording if self._time(lambda: recording.run(boundary, masks)) < _WORTH * usual else None
+        return recording if self._time(lambda: self._play(recording, boundary, masks)) < _WORTH * usual else None
 
     def _time(self, act: Callable[[], Tensor]) -> float:
         seconds = []

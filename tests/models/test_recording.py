@@ -109,6 +109,32 @@ def test_a_recording_that_is_hardly_faster_is_given_up(packed: Packed) -> None:
     assert (device.recorded, device.played) == (1, tried)
 
 
+def test_a_pass_that_is_not_recorded_computes_no_rows_but_those_asked() -> None:
+    """Before it comes often enough, and once its recording was given up; in between the recording is of 48 rows."""
+    device, seen = StandIn(gain=0.95), []
+
+    def act(boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        seen.append(boundary.rows)
+        return masks[0] + boundary.values[0]
+
+    def select(boundary: Boundary, numbers: Tensor) -> Boundary:
+        return Boundary((boundary.values[0][numbers],), {"rows": len(numbers)})
+
+    recorder = Recorder(device, select, device.clock)
+
+    def run(rows: int) -> list[int]:
+        seen.clear()
+        value = torch.arange(2.0 * rows).reshape(rows, 2)
+        assert torch.equal(recorder.run(act, Boundary((value,), {"rows": rows}), [torch.zeros(4, 1, 2)])[3], value)
+        return list(seen)
+
+    assert run(33) == run(33) == [33]
+    assert set(run(33)) == {33, 48}
+    assert device.recorded == 1
+    for rows in (33, 40, 48, 33):
+        assert run(rows) == [rows]
+
+
 @pytest.mark.parametrize("device", [StandIn(off=1e-3), Broken()], ids=["another result", "refused"])
 def test_what_cannot_be_recorded_rightly_is_not_and_the_answer_is_right(
     packed: Packed, device: StandIn, caplog: pytest.LogCaptureFixture
