@@ -302,10 +302,17 @@ class Engine:
         """Let passes of so many rows or more take so many bytes for their largest value; {}: the usual for all."""
         self._timed = dict(found)
 
+    @property
+    def records(self) -> bool:
+        """Whether passes that are made often are recorded."""
+        return self._recorder is not None
+
     def run_passes(self, run: Run, draws: int, size: int) -> None:
-        """Make a run's first draws, so many a pass, and forget them: to take the time."""
+        """Make a run's first draws, so many a pass, to their end, and forget them: to take the time."""
         with torch.inference_mode():
             self._passes(run.boundary, run.plan, 0, draws, size)
+        if self._recorder is not None:  # a device that records is left to itself once a pass is launched
+            self._recorder.wait()
 
     def _passes(self, boundary: Boundary, plan: Plan, first: int, draws: int, size: int | None = None) -> Tensor:
         """Return raw predictions (draws, N, ...), `size` draws a pass."""

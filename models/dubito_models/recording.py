@@ -24,7 +24,7 @@ from dubito_models.program import Boundary
 log = logging.getLogger(__name__)
 
 KEPT = 32  # recordings, the last ones used
-_OFTEN = 3  # a pass of the same sizes is recorded when it is made so often
+OFTEN = 3  # a pass of the same sizes is recorded when it is made so often
 _WARM_UPS = 3  # as torch asks for, before anything is recorded
 _ROUNDS = 5
 _WORTH = 0.9  # a recording has to take less than this of the pass's own time
@@ -109,6 +109,10 @@ class Recorder:
         found = self._kept.get(key)
         return act(boundary, masks) if found is None else self._play(found, boundary, masks)
 
+    def wait(self) -> None:
+        """Wait until all passes that were launched are done."""
+        self._device.wait()
+
     def _play(self, recording: _Recording, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
         return recording.run(self._fill(boundary), masks)[:, : boundary.rows]
 
@@ -122,7 +126,7 @@ class Recorder:
 
     def _is_frequent(self, key: object) -> bool:
         self._seen[key] = self._seen.pop(key, 0) + 1
-        if self._seen[key] >= _OFTEN:
+        if self._seen[key] >= OFTEN:
             del self._seen[key]
             return True
         if len(self._seen) > KEPT:

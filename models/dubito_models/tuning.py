@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dubito_models.engine import Engine, Run
+from dubito_models.recording import OFTEN
 from dubito_models.sampling import SamplingSpec
 
 ROWS = (1, 8, 32)  # at which passes are timed; other numbers of rows are run as the nearest lower one
@@ -39,8 +40,9 @@ def tune(
 ) -> tuple[Timing, ...]:
     """Time passes of several sizes at 1, 8 and 32 rows, and let the engine use the fastest from now on.
 
-    `make_rows` gives inputs of so many rows; `seconds`: what each number of rows may take. Where a few draws take
-    longer, nothing is timed and passes stay as they are. `others`: engines that make passes of the same sizes.
+    `make_rows` gives inputs of so many rows; `seconds`: what each number of rows may take, but for recording its
+    passes. Where a few draws take longer, nothing is timed and passes stay as they are. `others`: engines that make
+    passes of the same sizes.
     """
     timings: list[Timing] = []
     passes: dict[int, int] = {}
@@ -67,13 +69,17 @@ def _time(engine: Engine, run: Run, seconds: float) -> Timing | None:
         engine.run_passes(run, draws, size)
         return (time.perf_counter() - start) / draws
 
-    if clock(1, 1) * _LEAST_DRAWS > seconds:  # which warms up, too
+    slow = seconds / _LEAST_DRAWS
+    if clock(1, 1) > slow and clock(1, 1) > slow:  # the first one loads what it needs, too
         return None
     once = clock(usual, _LEAST_DRAWS)
     draws = math.floor(seconds / (once * len(sizes) * _ROUNDS))
     if draws < _LEAST_DRAWS or len(sizes) == 1:
         return None
     draws = min(draws, _MOST_DRAWS)
+    if engine.records:  # passes are, once they are served, so they are before they are timed
+        for size in sizes * OFTEN:
+            engine.run_passes(run, min(size, draws), size)
     rounds = [{size: clock(size, draws) for size in sizes} for _ in range(_ROUNDS)]
     best = {size: min(found[size] for found in rounds) for size in sizes}
     least = min(best.values())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from dubito_models import tuning
 from dubito_models.engine import Engine, Run
 from dubito_models.package import ModelVersion, make_rows
+from dubito_models.program import Boundary
+from dubito_models.recording import Play, Recorder
 from dubito_models.sampling import SamplingSpec
 from networks import sample
 
@@ -83,6 +86,74 @@ def test_a_small_gain_changes_nothing(version: ModelVersion, monkeypatch: pytest
 def test_a_slow_network_is_not_timed(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuned(version, lambda rows, size: 1.0, monkeypatch) == {}
     assert list(tuned(version, lambda rows, size: 0.002 * rows, monkeypatch)) == [1]
+
+
+class Lazy:
+    """A device that works when it is waited for: launching takes next to nothing, and so it is for the clock.
+
+    `cost`: the seconds of a pass of so many draws, `played`: of one that was recorded.
+    """
+
+    def __init__(self, cost: Callable[[int], float], played: Callable[[int], float]) -> None:
+        self.cost, self.played = cost, played
+        self.now, self.left, self.launched = 0.0, 0.0, 0
+
+    def many(self, boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        self.now, self.left, self.launched = self.now + 1e-6, self.left + self.cost(len(masks[0])), self.launched + 1
+        return torch.zeros(len(masks[0]), boundary.rows, 4)
+
+    def record(self, act: Callable[[], Tensor]) -> tuple[Tensor, Play]:
+        result = act()
+
+        def play() -> None:
+            self.left += self.played(len(result))
+
+        return result, play
+
+    def wait(self) -> None:
+        self.now, self.left = self.now + self.left, 0.0
+
+    def tune(self, version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+        """Tune the version as if it were on this device; returns the chosen draws a pass by rows."""
+        program = version.engine.program
+        version.engine._recorder = Recorder(self, program.select, lambda: self.now)
+        with monkeypatch.context() as patched:
+            patched.setattr(program, "many", self.many)
+            patched.setattr(program, "loop", self.many)
+            patched.setattr(tuning.time, "perf_counter", lambda: self.now)
+            return {timing.rows: timing.chosen for timing in version.tune(seconds=1.0)}
+
+
+def test_what_a_device_still_has_to_do_is_in_the_time(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is the fastest there, though it launches the most; no recording is faster."""
+    device = Lazy(lambda draws: 1e-5 * draws**2, lambda draws: 1e-5 * draws**2)
+    assert set(device.tune(version, monkeypatch).values()) == {1}
+
+
+def test_a_network_that_a_device_is_slow_with_is_not_timed(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Lazy(lambda draws: float(draws), lambda draws: float(draws))
+    assert device.tune(version, monkeypatch) == {}
+    assert device.launched == 2
+
+
+def test_a_first_pass_that_loads_what_it_needs_does_not_make_a_network_slow(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Lazy(lambda draws: 1e-4 if device.launched else 1.0, lambda draws: 1e-4)
+    assert list(device.tune(version, monkeypatch)) == [1, 8, 32]
+
+
+def test_passes_are_timed_as_they_are_served_recorded(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording takes a tenth of its pass, whatever the draws: so the largest passes are best."""
+    device = Lazy(lambda draws: 1e-3, lambda draws: 1e-4)
+    boundary = {rows: start(version.engine, rows).boundary for rows in (1, 8, 32)}
+    sizes = {rows: version.engine.possible_pass_sizes(found) for rows, found in boundary.items()}
+    usual = {rows: version.engine.pass_size(found) for rows, found in boundary.items()}
+    chosen = device.tune(version, monkeypatch)
+    for rows, size in chosen.items():
+        assert size == max(usual[rows], *(each for each in sizes[rows] if each <= 64))
 
 
 def test_a_loop_has_nothing_to_choose(version: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
