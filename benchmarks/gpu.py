@@ -45,7 +45,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dubito_models.audit import ROUNDING, audit_rounding, difference
-from dubito_models.engine import Defaults, Engine, choose_default_draws
+from dubito_models.engine import Defaults, Engine, choose_default_draws, choose_pass_bytes
 from dubito_models.errors import AuditFailed
 from dubito_models.export import Exported, export_network, read_example
 from dubito_models.heads import Head
@@ -243,7 +243,8 @@ def prepare(
     size = masks.group_size
     defaults = Defaults(choose_default_draws(size), 0, Design.BALANCED)
     recorder = Recorder(CudaGraphs(device), program.select) if device.type == "cuda" else None
-    engine = Engine(program, masks, Head.LOGITS, defaults, vmapped=vmapped, recorder=recorder)
+    passes = choose_pass_bytes(device)
+    engine = Engine(program, masks, Head.LOGITS, defaults, pass_bytes=passes, vmapped=vmapped, recorder=recorder)
     ways: dict[str, Way] = {
         LOOP: draw_by_loop(network, precision, device),
         REPEAT: RepeatedBatch(network, precision, device),

@@ -48,7 +48,8 @@ from dubito_models.sites import SiteKind
 from dubito_models.stopping import ALL_DRAWS, StoppingRule, count_looks, next_look, settled
 from dubito_models.thinning import Design, Masks, MaskScope
 
-PASS_BYTES = 64 << 20  # of the largest value of a pass, at most, where nobody says otherwise
+PASS_BYTES = 64 << 20  # of the largest value of a pass on a CPU, at most, where nobody says otherwise
+_PASS_SHARE = 64  # of a GPU's free memory: a pass has some such values at a time, and other versions want room too
 _PATIENCE = 16  # times the default draws, at most, for a stopping rule whose caller sets no limit
 _USUAL_BYTES = 2 << 20  # of the largest value of a pass on a CPU: about what the second cache level holds
 _FEW_DRAWS = 64  # that may ride one pass, whatever their number
@@ -507,3 +508,8 @@ def _group_counts(first: int, draws: int, group_size: int) -> list[int]:
 def choose_default_draws(group_size: int) -> int:
     """Return the default number of draws: at least 32, at least four groups (for a standard error between groups)."""
     return group_size * max(4, math.ceil(32 / group_size))
+
+
+def choose_pass_bytes(device: torch.device) -> int:
+    """Return what the largest value of a pass may take on a device: 64 MiB, of a GPU a 64th of what is free now."""
+    return torch.cuda.mem_get_info(device)[0] // _PASS_SHARE if device.type == "cuda" else PASS_BYTES

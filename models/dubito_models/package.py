@@ -28,7 +28,7 @@ from dubito_models.audit import ROUNDING, TOLERANCE, audit, audit_fan, audit_rou
 from dubito_models.calibrating import CalibrationSpec, Identity, Rows, calibrate_engine
 from dubito_models.calibration import Calibration
 from dubito_models.calibration.calibration import fingerprint
-from dubito_models.engine import PASS_BYTES, Defaults, Engine
+from dubito_models.engine import Defaults, Engine, choose_pass_bytes
 from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument
 from dubito_models.files import write_atomically
 from dubito_models.heads import Task
@@ -182,11 +182,12 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", entry.name))
 
 
-def load_version(folder: Path, *, pass_bytes: int = PASS_BYTES, device: str = "cpu") -> ModelVersion:
+def load_version(folder: Path, *, pass_bytes: int | None = None, device: str = "cpu") -> ModelVersion:
     """Load a committed version: checksums, archive tables, sites and the audit must all hold.
 
-    `pass_bytes`: what the largest value of a pass may take. `device`: "cpu", or "cuda" for the Monte Carlo path to run
-    on each GPU, "auto" where there is one. Raises `CorruptVersion` or `UnsupportedNetwork` with the reason.
+    `pass_bytes`: what the largest value of a pass may take; None: what `choose_pass_bytes` says. `device`: "cpu", or
+    "cuda" for the Monte Carlo path to run on each GPU, "auto" where there is one. Raises `CorruptVersion` or
+    `UnsupportedNetwork` with the reason.
     """
     first, *others = choose_devices(device)
     return open_version(folder, _read_manifest(folder), pass_bytes, first, others)
@@ -216,7 +217,7 @@ def choose_devices(name: str) -> tuple[torch.device, ...]:
 def open_version(
     folder: Path,
     manifest: Manifest,
-    pass_bytes: int = PASS_BYTES,
+    pass_bytes: int | None = None,
     device: torch.device | None = None,
     others: Sequence[torch.device] = (),
 ) -> ModelVersion:
@@ -238,7 +239,7 @@ def open_version(
     return ModelVersion(folder, manifest, engine, standard, copies)
 
 
-def make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int, vmapped: bool) -> Engine:
+def make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int | None, vmapped: bool) -> Engine:
     """Return an engine of a version's program that nobody has tuned; `vmapped`: whether its draws may be vmapped."""
     balanced = tuple(entry.balanced for entry in manifest.sites)
     noise = manifest.noise_variance
@@ -248,7 +249,7 @@ def make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int,
         manifest.head,
         Defaults(manifest.default_draws, manifest.default_seed, manifest.design),
         noise_variance=None if noise is None else np.asarray(noise),
-        pass_bytes=pass_bytes,
+        pass_bytes=choose_pass_bytes(program.device) if pass_bytes is None else pass_bytes,
         vmapped=vmapped,
         recorder=Recorder(CudaGraphs(program.device), program.select) if program.device.type == "cuda" else None,
     )

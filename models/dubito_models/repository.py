@@ -18,7 +18,6 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from platformdirs import user_cache_path
 
-from dubito_models.engine import PASS_BYTES
 from dubito_models.errors import InvalidArgument, RepositoryUnavailable, UnknownModel
 from dubito_models.manifest import NAME
 from dubito_models.mirror import Mirror, redact
@@ -80,7 +79,7 @@ class Repository:
         return {model: list(versions) for model, versions in self.survey().items()}
 
     def load(
-        self, model: str, version: int | None = None, *, pass_bytes: int = PASS_BYTES, device: str = "cpu"
+        self, model: str, version: int | None = None, *, pass_bytes: int | None = None, device: str = "cpu"
     ) -> ModelVersion:
         """Load one version, or the newest; `UnknownModel`, `RepositoryUnavailable` or what `load_version` raises."""
         numbers = self.scan().get(model, [])

@@ -97,7 +97,11 @@ def _pins(
     "--torch-threads", type=int, help="Threads of the Monte Carlo path, 0 for all cores but one.  [default: 0]"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Of the Monte Carlo path.  [default: auto]")
-@click.option("--pass-bytes", type=int, help="Memory of the largest value of a pass.  [default: 67108864]")
+@click.option(
+    "--pass-bytes",
+    type=int,
+    help="Memory of the largest value of a pass.  [default: 64 MiB; on a GPU a 64th of what is free]",
+)
 @click.option("--max-rows", type=int, help="Most rows of a request.  [default: 10000]")
 @click.option("--max-draws", type=int, help="Most draws of a request.  [default: 10000]")
 @click.option(

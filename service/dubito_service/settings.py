@@ -38,7 +38,7 @@ class Settings(BaseSettings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of the Monte Carlo path; auto: a GPU where there is one
     calibration_seconds: Seconds = 1.0  # between looks for a calibration that was switched; 0: never
-    pass_bytes: Annotated[int, Field(ge=2**16)] = 64 * 2**20  # of the largest value of a pass, at most
+    pass_bytes: Annotated[int, Field(ge=2**16)] | None = None  # of a pass's largest value; None: 64 MiB, a GPU's 64th
 
     max_rows: Count = 10_000  # of a request
     max_draws: Count = 10_000  # of a request

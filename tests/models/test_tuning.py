@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dubito_models import tuning
-from dubito_models.engine import Engine, Run
-from dubito_models.package import ModelVersion, make_rows
+from dubito_models import package, tuning
+from dubito_models.engine import PASS_BYTES, Engine, Run, choose_pass_bytes
+from dubito_models.package import ModelVersion, load_version, make_rows
 from dubito_models.program import Boundary
 from dubito_models.recording import Play, Recorder
 from dubito_models.sampling import SamplingSpec
@@ -181,6 +181,24 @@ def test_no_pass_outgrows_the_memory_that_is_set(packed: Packed, monkeypatch: py
         assert passes
         assert max(passes) <= 3
         passes.clear()
+
+
+def test_passes_may_take_a_share_of_what_a_gpu_has_free_unless_told(
+    packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, free = torch.device("cuda", 1), {torch.device("cuda", 1): 80 << 30}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 141 << 30))
+    assert choose_pass_bytes(gpu) == 80 << 24
+    assert choose_pass_bytes(torch.device("cpu")) == PASS_BYTES
+    monkeypatch.setattr(package, "choose_pass_bytes", lambda device: {"cpu": 1 << 22}[device.type])
+    version = load_version(packed("cnn").folder)
+    assert max(version.engine.possible_pass_sizes(start(version.engine, 8).boundary)) == (1 << 22) // one_draw(version)
+    told = load_version(packed("cnn").folder, pass_bytes=1 << 21)
+    assert max(told.engine.possible_pass_sizes(start(told.engine, 8).boundary)) == (1 << 21) // one_draw(version)
+
+
+def one_draw(version: ModelVersion) -> int:
+    return version.engine.program.bytes_per_draw(start(version.engine, 8).boundary.symbols)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "encoder", "lstm"])

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dubito_models.engine import PASS_BYTES
 from dubito_models.errors import DubitoError, RepositoryUnavailable
 from dubito_models.memory import give_back
 from dubito_models.package import ModelVersion
@@ -24,7 +23,7 @@ class Loader:
     """Loads versions of a repository onto a device; all of it takes its time, so it is for threads."""
 
     repository: Repository
-    pass_bytes: int = PASS_BYTES  # of the largest value of a pass
+    pass_bytes: int | None = None  # of the largest value of a pass; None: by the device
     device: str = "cpu"
 
     def survey(self) -> Survey:
