@@ -275,7 +275,7 @@ def describe_drawing(version: ModelVersion, inputs: Mapping[int, Mapping[str, Te
     return Drawing(
         way=way if engine.vmaps else "looped",
         pass_draws={rows: engine.pass_size(run.boundary) if engine.vmaps else 1 for rows, run in runs.items()},
-        precision=manifest.precision.value,
+        precision=engine.program.precision.value,
         design=engine.masks.design_of(plan.design).value,
         group_size=plan.group_size,
         sites=len(engine.program.sites),

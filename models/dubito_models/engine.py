@@ -18,6 +18,7 @@ from torch import Tensor
 from dubito_models.calibration import Calibration
 from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Decoded, Head, Task, decode
+from dubito_models.precision import Precision
 from dubito_models.predictive import (
     Array,
     Classification,
@@ -392,7 +393,7 @@ class Engine:
             moments, scatter = self.refiner.control(boundary, moments, scatter, plan.seed, plan.design)
         answer = self._end(moments, scatter, plan.spec, calibration)
         error = scatter.standard_error
-        validity = _validity(run, reason)
+        validity = _validity(run, reason, self.program.precision)
         if calibration is not None and _estimator(plan.spec, calibration) is Estimator.LINEARIZED and moments.total > 1:
             boundary = self.program.join([part.boundary for part in parts])
             answer, error = self.refiner.linearize(boundary, moments, plan.seed, plan.design, calibration)
@@ -485,7 +486,7 @@ def _estimator(spec: SamplingSpec, calibration: Calibration | None) -> Estimator
     return (spec.estimator or Estimator.PLAIN) if serves else Estimator.PLAIN
 
 
-def _validity(run: Run, reason: StopReason) -> Validity:
+def _validity(run: Run, reason: StopReason, precision: Precision) -> Validity:
     """Tell whether rows that end for this reason were drawn as those that their calibration was fitted to."""
     plan, calibration = run.plan, run.calibration
     if calibration is None:
@@ -494,8 +495,8 @@ def _validity(run: Run, reason: StopReason) -> Validity:
     estimator = _estimator(plan.spec, calibration)
     least = plan.min_draws if plan.spec.stops else calibration.min_draws  # which only a rule heeds
     drawn = plan.max_draws, least, plan.seed, plan.design.value, plan.stopping, estimator
-    alike, whole = drawn == calibration.drawn and plan.spec.scope is MaskScope.DRAW, reason in ended
-    return Validity.EXACT if alike and whole else Validity.APPROXIMATE
+    alike = drawn == calibration.drawn and plan.spec.scope is MaskScope.DRAW and precision == calibration.precision
+    return Validity.EXACT if alike and reason in ended else Validity.APPROXIMATE
 
 
 def _group_counts(first: int, draws: int, group_size: int) -> list[int]:

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dubito_models.calibrating import CalibrationSpec, Identity, Rows, calibrate
 from dubito_models.calibration import Calibration
 from dubito_models.calibration.calibration import fingerprint
 from dubito_models.engine import Defaults, Engine, choose_pass_bytes
-from dubito_models.errors import CalibrationMismatch, CorruptVersion, InvalidArgument
+from dubito_models.errors import AuditFailed, CalibrationMismatch, CorruptVersion, InvalidArgument
 from dubito_models.files import write_atomically
 from dubito_models.heads import Task
 from dubito_models.manifest import InputSignature, Manifest, SiteEntry, read_inputs
@@ -53,14 +53,25 @@ class ModelVersion:
     """A version that is ready to answer: the Monte Carlo path, the standard path, and its calibration."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, engine: Engine, standard: StandardPath, others: Sequence[Engine] = ()
+        self,
+        folder: Path,
+        manifest: Manifest,
+        engine: Engine,
+        standard: StandardPath,
+        others: Sequence[Engine] = (),
+        *,
+        fallback: str = "",
     ) -> None:
-        """Put it together; `others`: engines of the same network, on other devices."""
+        """Put it together; `others`: engines of the same network, on other devices.
+
+        `fallback`: why draws are float32 here though they were packed otherwise; "" where they are as packed.
+        """
         self.folder = folder
         self.manifest = manifest
         self.engine = engine
         self._others = tuple(others)
         self.standard = standard
+        self.fallback = fallback
         self.calibration = _read_current(folder, manifest)
 
     @property
@@ -77,6 +88,11 @@ class ModelVersion:
     def engines(self) -> tuple[Engine, ...]:
         """The engines of the Monte Carlo path, one for each device that it is on."""
         return self.engine, *self._others
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever reads the answers should know: what packing found, and how they are drawn here."""
+        return (*self.manifest.warnings, self.fallback) if self.fallback else self.manifest.warnings
 
     def read_inputs(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, Tensor]:
         """Check inputs against the signature; `InvalidArgument` names what is wrong. One input needs no name."""
@@ -102,8 +118,11 @@ class ModelVersion:
         """Fit a calibration through the serving engine, with the version's own seed and design (see `calibrating`).
 
         `targets`: class numbers (N,), or numbers (N,) or (N, K) of a regression. Saved beside the version, and used
-        from now on.
+        from now on. Draws that are not those of the packed precision would not be what is served elsewhere.
         """
+        if self.fallback:
+            accepted = "a device that keeps the packed precision, or a version packed with precision float32"
+            raise InvalidArgument("calibrate", self.fallback, accepted)
         tensors = self.read_inputs(inputs)
         rows = Rows(tensors, self._read_targets(np.asarray(targets), len(next(iter(tensors.values())))))
         named = {**{name: tensor.numpy() for name, tensor in tensors.items()}, "labels": rows.targets}
@@ -221,22 +240,22 @@ def open_version(
     device: torch.device | None = None,
     others: Sequence[torch.device] = (),
 ) -> ModelVersion:
-    """Load what a manifest describes from a folder, committed or not yet; audited on the CPU, then moved.
+    """Load what a manifest describes from a folder, committed or not yet; audited on the device.
 
-    `others`: devices that have an engine of the network too, in this order.
+    `others`: devices like it that have an engine of the network too, in this order. Where the packed precision fails
+    its audit there, draws are float32 on all of them, and the version says so.
     """
     exported = read_program(_read_checked(folder, PROGRAM, manifest))
     names = [entry.name for entry in manifest.inputs]
     standard = StandardPath(_read_checked(folder, STANDARD, manifest), names, manifest.output_index)
-    program, vmapped = _open_program(exported, manifest, standard)
-    if device is not None:
-        program = program.to(device)
-    engine = make_engine(program, manifest, pass_bytes, vmapped)
+    found = _open_program(exported, manifest, standard, device or torch.device("cpu"))
+    engine = make_engine(found.program, manifest, pass_bytes, found.vmapped)
     copies = []
     for other in others:
-        program = _make_program(read_program(_read_checked(folder, PROGRAM, manifest)), manifest).to(other)
-        copies.append(make_engine(program, manifest, pass_bytes, vmapped))
-    return ModelVersion(folder, manifest, engine, standard, copies)
+        exported = read_program(_read_checked(folder, PROGRAM, manifest))
+        program = _make_program(exported, manifest, found.program.precision).to(other)
+        copies.append(make_engine(program, manifest, pass_bytes, found.vmapped))
+    return ModelVersion(folder, manifest, engine, standard, copies, fallback=found.fallback)
 
 
 def make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int | None, vmapped: bool) -> Engine:
@@ -255,38 +274,59 @@ def make_engine(program: StochasticProgram, manifest: Manifest, pass_bytes: int 
     )
 
 
-def _make_program(exported: ExportedProgram, manifest: Manifest) -> StochasticProgram:
-    """Return the program in the manifest's precision and with its fan-out."""
+def _make_program(exported: ExportedProgram, manifest: Manifest, precision: Precision) -> StochasticProgram:
+    """Return the program in a precision and with the manifest's fan-out."""
     axes = {entry.name: entry.free for entry in manifest.inputs}
     return StochasticProgram(
-        exported, axes, manifest.output_index, manifest.precision, manifest.fan_out, integrated=manifest.integrated
+        exported, axes, manifest.output_index, precision, manifest.fan_out, integrated=manifest.integrated
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A program on its device that keeps the laws there, and whether it vmaps; `fallback`: see `ModelVersion`."""
+
+    program: StochasticProgram
+    vmapped: bool
+    fallback: str = ""
+
+
 def _open_program(
-    exported: ExportedProgram, manifest: Manifest, standard: StandardPath
-) -> tuple[StochasticProgram, bool]:
-    """Return the program in the manifest's precision, and whether it vmaps; the laws are held to in float32."""
+    exported: ExportedProgram, manifest: Manifest, standard: StandardPath, device: torch.device
+) -> _Opened:
+    """Open the program in the manifest's precision, or float32 where that fails; the laws are held to in float32."""
     axes = {entry.name: entry.free for entry in manifest.inputs}
-    program = StochasticProgram(exported, axes, manifest.output_index)
+    program = StochasticProgram(exported, axes, manifest.output_index).to(device)
     balanced = tuple(entry.balanced for entry in manifest.sites)
     if len(balanced) != len(program.sites) or manifest.sites != tuple(map(enter_site, program.sites, balanced)):
         raise CorruptVersion(f"{MANIFEST}: its sites are not those of {PROGRAM}")
     masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
     samples = _make_samples(manifest.inputs)
-    found = audit(program, standard.run, masks, samples)
-    vmapped, rounds = found.vmapped, manifest.precision is not Precision.FLOAT32
-    if rounds:
-        if not has_bfloat16_products():
-            label = f"{manifest.name} version {manifest.version}"
-            log.warning("%s is in bfloat16, which this processor does not multiply: same numbers, not faster", label)
-        exact, program = program, StochasticProgram(exported, axes, manifest.output_index, manifest.precision)
-        vmapped = audit_rounding(exact, program, masks, samples).vmapped
-    if manifest.fan_out > 1:
-        program = _make_program(exported, manifest)
-        masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
-        vmapped = vmapped and audit_fan(program, masks, samples, ROUNDING if rounds else TOLERANCE)
-    return program, vmapped
+    found = _Opened(program, audit(program, standard.run, masks, samples).vmapped)
+    if manifest.precision is not Precision.FLOAT32:
+        rounded = StochasticProgram(exported, axes, manifest.output_index, manifest.precision).to(device)
+        found = _round(found, rounded, masks, samples, f"{manifest.name} version {manifest.version}")
+    if manifest.fan_out == 1:
+        return found
+    precision = found.program.precision
+    program = _make_program(exported, manifest, precision).to(device)
+    masks = Masks(program, group_size=manifest.group_size, balanced=balanced)
+    accepted = TOLERANCE if precision is Precision.FLOAT32 else ROUNDING
+    return replace(found, program=program, vmapped=found.vmapped and audit_fan(program, masks, samples, accepted))
+
+
+def _round(
+    exact: _Opened, rounded: StochasticProgram, masks: Masks, samples: Sequence[Mapping[str, Tensor]], label: str
+) -> _Opened:
+    """Take the rounded program where it does what packing accepted, else the exact one, which says so."""
+    if rounded.device.type == "cpu" and not has_bfloat16_products():
+        log.warning("%s is in bfloat16, which this processor does not multiply: same numbers, not faster", label)
+    try:
+        return _Opened(rounded, audit_rounding(exact.program, rounded, masks, samples).vmapped)
+    except AuditFailed as error:
+        fallback = f"draws are float32 here, not {rounded.precision.value} as packed: {error}"
+        log.warning("%s: %s", label, fallback)
+        return replace(exact, fallback=fallback)
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -351,6 +351,8 @@ def _commit(repository: Path, manifest: Manifest, files: Mapping[str, bytes], *,
             ready = open_version(staging, manifest)
         except CorruptVersion as error:
             raise UnsupportedNetwork(f"the packed network cannot be loaded again: {error}") from error
+        if ready.fallback:
+            raise AuditFailed(ready.fallback)
         while True:
             number = manifest.version if fixed else max([0, *version_numbers(parent)]) + 1
             final = manifest.model_copy(update={"version": number})

@@ -96,6 +96,7 @@ class StochasticProgram:
         self._symbols = name_symbols(module.graph, inputs)
         self.inputs = tuple(inputs)
         self.sites, masks = rewrite_sites(module.graph, self._symbols)
+        self.precision = precision
         self.rounded_products = round_products(module, masks) if precision is Precision.BFLOAT16 else 0
         self._prefix, self._suffix, self._crossing = _cut(module, masks, self._symbols)
         self.fan_out = POINTS if integrated else fan_out

@@ -222,6 +222,8 @@ def _ignored(question: Question, calibration: Calibration | None) -> Iterable[st
     spec, manifest = question.spec, question.version.manifest
     if manifest.task is Task.REGRESSION:
         yield from manifest.warnings
+    if question.version.fallback:
+        yield question.version.fallback
     if manifest.task is Task.CLASSIFICATION and (question.interval_asked or spec.quantiles):
         yield "interval_level and quantiles have no effect: this is a classification"
     if spec.estimator is Estimator.LINEARIZED:

@@ -6,8 +6,9 @@ import contextlib
 import copy
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dubito_models import audit, package, precision
+from dubito_models import audit, package, packing, precision
 from dubito_models.audit import ROUNDING, audit_rounding
 from dubito_models.engine import wants
 from dubito_models.errors import AuditFailed, InvalidArgument
 from dubito_models.export import export_network, read_example
-from dubito_models.package import ModelVersion, load_version
+from dubito_models.package import ModelVersion, load_version, open_version
 from dubito_models.packing import pack
 from dubito_models.precision import Precision, has_bfloat16_products
+from dubito_models.predictive import Validity
 from dubito_models.program import StochasticProgram
 from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design, Masks
@@ -474,16 +476,66 @@ class Drowned(nn.Module):
         return self.head(torch.tanh(self.second(1000 + F.dropout(hidden, 0.2, self.training)) / 1000))
 
 
-def test_a_network_that_cannot_take_it_is_refused_with_the_figures_and_leaves_nothing(tmp_path: Path) -> None:
-    options = {"repository": tmp_path, "name": "m", "task": "regression", "head": "mean"}
+DROWNED = {"name": "m", "task": "regression", "head": "mean", "noise_variance": (0.1,) * 2}
+
+
+def test_a_network_that_cannot_take_it_is_refused_with_the_figures_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"repository": tmp_path, "precision": "bfloat16", **DROWNED}
     with pytest.raises(AuditFailed, match=r"a draw is off by \S+ of the draws' standard deviation.*accepted 0.05"):
-        pack(Drowned(), torch.randn(8, 6), precision="bfloat16", **options)
+        pack(Drowned(), rows("mlp", 8), **options)
     assert list(tmp_path.iterdir()) == []
-    exact = pack(Drowned(), torch.randn(8, 6), **options)
+    monkeypatch.setattr(packing, "_audit_precision", lambda *known: 0.01)  # which may see easier rows than the load's
+    with pytest.raises(AuditFailed, match=r"a draw is off by"):
+        pack(Drowned(), rows("mlp", 8), **options)
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_where_a_packed_precision_fails_draws_are_float32_and_the_version_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a device that rounds otherwise than that of packing. Its calibration was fitted to other draws."""
+    exact, x = pack(Drowned(), rows("mlp", 8), repository=tmp_path, **DROWNED), rows("mlp", 5, seed=1)
+    fitted = exact.calibrate(rows("mlp", 60).numpy(), np.zeros((60, 2), np.float32))
+    assert (exact.fallback, exact.predict(x.numpy()).calibration_validity) == ("", Validity.EXACT)
     path = exact.folder / "manifest.json"
     path.write_text(path.read_text().replace('"float32",\n  "rounding"', '"bfloat16",\n  "rounding"'))
-    with pytest.raises(AuditFailed, match="in bfloat16"):
-        load_version(exact.folder)
+    exact.use_calibration(None)
+    with caplog.at_level(logging.WARNING, "dubito_models"):
+        found = load_version(exact.folder)
+    assert found.engine.program.precision is Precision.FLOAT32
+    assert re.match(r"draws are float32 here, not bfloat16 as packed: .*is off by \S+ of the draws'", found.fallback)
+    assert found.warnings == (*found.manifest.warnings, found.fallback)
+    assert f"m version 1: {found.fallback}" in caplog.text
+    found.save_calibration(replace(fitted, precision="bfloat16"))
+    given, expected = found.predict(x.numpy()), exact.engine.predict({"x": x}, None, fitted)
+    np.testing.assert_array_equal(given.answer.mean, expected.answer.mean)
+    assert given.calibration_validity is Validity.APPROXIMATE
+    with pytest.raises(InvalidArgument, match=r"draws are float32 here.*accepted: a device that keeps the packed"):
+        found.calibrate(rows("mlp", 60).numpy(), np.zeros((60, 2), np.float32))
+
+
+def test_a_version_is_audited_on_the_device_that_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's meta device stands for a GPU."""
+    options = {"task": "classification", "head": "logits", "precision": "bfloat16", "fan_out": 2}
+    made = pack(build("mlp").eval(), rows("mlp", 8), repository=tmp_path, name="m", **options)
+    seen: list[tuple[str, str]] = []
+
+    def watch(name: str, verdict: object) -> None:
+        def instead(*given: object) -> object:
+            seen.extend((name, each.device.type) for each in given if isinstance(each, StochasticProgram))
+            return verdict
+
+        monkeypatch.setattr(package, name, instead)
+
+    watch("audit", audit.Audit(0.0, True))
+    watch("audit_rounding", audit.Rounding(0.0, 0.0, True))
+    watch("audit_fan", True)
+    found = open_version(made.folder, made.manifest, device=torch.device("meta"))
+    assert seen == [("audit", "meta"), ("audit_rounding", "meta"), ("audit_rounding", "meta"), ("audit_fan", "meta")]
+    assert (found.engine.program.device.type, found.engine.vmaps) == ("meta", True)
+    assert found.engine.program.precision is Precision.BFLOAT16
 
 
 def test_an_output_that_hardly_moves_in_a_row_is_held_to_a_tenth_of_its_usual_spread() -> None:

@@ -76,7 +76,7 @@ def write_model(entry: Entry, limits: RequestLimits, observed: Sequence[pb.Obser
         default_seed=manifest.default_seed,
         calibration=_write_calibration(entry.loaded.calibration),
         onnx_parity=manifest.parity,
-        warnings=manifest.warnings,
+        warnings=entry.loaded.warnings,
         checksums=manifest.checksums,
         max_rows=limits.max_rows,
         max_draws=limits.max_draws,

@@ -211,6 +211,16 @@ def test_linear_logits_are_the_calibrations_to_allow(
     assert [why is not None and why in text for text in warnings] == [True] * (why is not None)
 
 
+def test_what_a_version_falls_back_to_is_said_in_answers_and_of_the_model(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = registry.find("mlp", None)
+    monkeypatch.setattr(version, "fallback", "draws are float32 here")
+    assert read_prediction(good(), registry, LIMITS).warnings == ("draws are float32 here",)
+    told = write_model(registry.entry("mlp", None), LIMITS).warnings
+    assert list(told) == [*version.manifest.warnings, "draws are float32 here"]
+
+
 def test_linear_logits_of_a_regression_are_refused(registry: Registry) -> None:
     request = good("price")
     request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
