@@ -90,7 +90,7 @@ def _audit_sample(program: StochasticProgram, standard: Run, masks: Masks, input
             raise AuditFailed(f"site {site.name} ({site.source}): dropping all of it does not move the prediction")
     several = masks.draws(boundary.symbols, 0, Design.INDEPENDENT, 0, 3)
     _audit_rows(program, boundary, [mask[0] for mask in several], inputs)
-    return Audit(parity, _audit_many(program, boundary, several))
+    return Audit(parity, _audit_many(program, boundary, several, accepted))
 
 
 def _nudge(masks: Sequence[Tensor]) -> list[Tensor]:
@@ -127,13 +127,13 @@ def _audit_rows(
                 )
 
 
-def _audit_many(program: StochasticProgram, boundary: Boundary, several: Sequence[Tensor]) -> bool:
+def _audit_many(program: StochasticProgram, boundary: Boundary, several: Sequence[Tensor], accepted: float) -> bool:
     looped = torch.stack([program.suffix(boundary, [mask[i] for mask in several]) for i in range(3)])
     try:
         batched = program.many(boundary, several)
     except Exception:  # an operator without a batching rule; the loop serves
         return False
-    return difference(batched, looped) <= TOLERANCE
+    return difference(batched, looped) <= accepted
 
 
 def audit_fan(

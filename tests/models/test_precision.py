@@ -7,7 +7,7 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -536,6 +536,34 @@ def test_a_version_is_audited_on_the_device_that_serves_it(tmp_path: Path, monke
     assert seen == [("audit", "meta"), ("audit_rounding", "meta"), ("audit_rounding", "meta"), ("audit_fan", "meta")]
     assert (found.engine.program.device.type, found.engine.vmaps) == ("meta", True)
     assert found.engine.program.precision is Precision.BFLOAT16
+
+
+@pytest.mark.parametrize(("offset", "vmapped"), [(0.0, False), (3000.0, True)])
+def test_many_draws_at_once_may_be_off_by_what_rounding_does_to_the_network(
+    monkeypatch: pytest.MonkeyPatch, offset: float, vmapped: bool
+) -> None:
+    """As on a GPU, which takes sums in another order: what is left of a difference of numbers around 3000 is rough."""
+
+    class Near(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 64), nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.dropout(self.first(x) + offset, 0.2, self.training) - offset)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = Near().eval()
+    program, _ = programs(module, rows("mlp", 3))
+    run = program.many
+    monkeypatch.setattr(program, "many", lambda boundary, masks: run(boundary, masks) * (1 + 5e-5))
+
+    def standard(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return module(torch.from_numpy(inputs["x"])).numpy()
+
+    found = audit.audit(program, standard, masks_of(program), [{"x": rows("mlp", 3)}])
+    assert found.vmapped is vmapped
 
 
 def test_an_output_that_hardly_moves_in_a_row_is_held_to_a_tenth_of_its_usual_spread() -> None:
