@@ -58,6 +58,10 @@ def _on_draws(bench: Bench, goal: Need) -> list[str]:
     regression = bench.task is Task.REGRESSION
     error = f"a standard error of {goal.target:g}{' median epistemic deviations' if regression else ''}"
     default, wanted = bench.default_draws, goal.nine_tenths
+    if bench.drawing.stops:
+        more = f", more than the {default} that it takes at most" if wanted > default else ""
+        enough = f"{error} takes {goal.median} draws at the median row, {wanted} on nine rows of ten{more}"
+        return [f"The calibration's rule ends each row by itself; {enough}."]
     if wanted > default:
         said = [f"Take {wanted} draws for {error} on nine rows of ten; the default {default} leave it at "
                 f"{bench.needs.default_error[1]:.2g}."]  # fmt: skip

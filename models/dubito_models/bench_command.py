@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dubito_models.advising import document, recommend
-from dubito_models.benching import Bench, Drawing, Needs, measure
+from dubito_models.benching import Bench, Calibrated, Drawing, Needs, measure
+from dubito_models.calibration.describing import describe_rule
 from dubito_models.chosen import choose_version
 from dubito_models.errors import DubitoError, InvalidArgument
 from dubito_models.package import ModelVersion
 from dubito_models.refused import Refused
 from dubito_models.repository import Repository
 from dubito_models.rows import Arrays, read_rows
+from dubito_models.sampling import Estimator
+from dubito_models.stopping import StoppingRule
 from dubito_models.thinning import Design
 
 MOST = 10_000  # rows and draws of a request, as a server takes them
@@ -69,8 +72,6 @@ def describe(drawing: Drawing, draws: int) -> dict[str, str]:
     if drawing.design != Design.INDEPENDENT:
         design += f", in groups of {drawing.group_size}, at {drawing.balanced_sites} of {drawing.sites} dropout sites"
     kept = "of the default seed kept" if drawing.keeps_masks else "made anew, being too large to keep"
-    calibration = drawing.calibration
-    named = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in (calibration or {}).items())
     last = {}
     if drawing.integrated:
         last = {"last site": "integrated in closed form"}
@@ -81,8 +82,23 @@ def describe(drawing: Drawing, draws: int) -> dict[str, str]:
         "design": design,
         **last,
         "masks": f"{kept}: {_bytes(drawing.mask_bytes)} for {draws} draws",
-        "calibration": "none" if calibration is None else named or "none, because none helped",
+        **({"calibration": "none"} if drawing.calibration is None else _on_calibration(drawing.calibration, draws)),
     }
+
+
+def _on_calibration(calibration: Calibrated, draws: int) -> dict[str, str]:
+    words = [f"{name} {value:.3g}" for name, value in calibration.parameters.items()]
+    if calibration.method not in calibration.parameters:
+        words.insert(0, "none, because none helped" if calibration.method == "identity" else calibration.method)
+    said = {"calibration": ", ".join(words).replace("_", " ")}
+    if calibration.stopping.rule is not StoppingRule.NONE:
+        rule = describe_rule(calibration.stopping)
+        said["rule"] = f"{rule}, at most {draws} draws; not applied here, where all draws are made"
+    if calibration.control_variate:
+        said["estimator"] = "variance with control variates"
+    elif calibration.estimator is not Estimator.PLAIN:
+        said["estimator"] = calibration.estimator.value
+    return said
 
 
 def _bytes(count: int) -> str:
@@ -158,7 +174,10 @@ def _on_units(needs: Needs, bench: Bench) -> str:
         unit = f"of the mean, in units of the median epistemic standard deviation ({scale})"
     median, most = needs.default_error
     reached = f"{_error(median)} at the median row, {_error(most)} at nine rows of ten"
-    return f"Standard errors are {unit}. The default {bench.default_draws} draws reach {reached}."
+    draws = f"The default {bench.default_draws} draws"
+    if bench.drawing.stops:
+        draws = f"{bench.default_draws} draws, the most that the calibration's rule takes,"
+    return f"Standard errors are {unit}. {draws} reach {reached}."
 
 
 def _error(value: float) -> str:

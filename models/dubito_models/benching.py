@@ -21,7 +21,8 @@ from torch import Tensor
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion, make_rows
 from dubito_models.predictive import Array, Classification, Predictive, Regression
-from dubito_models.sampling import SamplingSpec
+from dubito_models.sampling import Estimator, Plan, SamplingSpec
+from dubito_models.stopping import ALL_DRAWS, Stopping, StoppingRule
 from dubito_models.thinning import Design
 
 TARGETS: Mapping[Task, tuple[float, ...]] = {
@@ -69,6 +70,17 @@ class PrefixShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What a calibration does to answers, and how a request is drawn that asks for nothing else."""
+
+    method: str  # of the map; "identity" where none helped
+    parameters: Mapping[str, float]
+    stopping: Stopping
+    estimator: Estimator
+    control_variate: bool  # of a regression's variance
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """How a version's draws are run."""
 
@@ -83,7 +95,12 @@ class Drawing:
     keeps_masks: bool  # of the default seed, for its default draws
     fan_out: int  # masks of the last site for each draw of the others
     integrated: bool  # the last site's masks are, in closed form
-    calibration: Mapping[str, float] | None  # its parameters; None: there is no calibration
+    calibration: Calibrated | None
+
+    @property
+    def stops(self) -> bool:
+        """Whether a request that asks for nothing is ended by a rule, row by row."""
+        return self.calibration is not None and self.calibration.stopping.rule is not StoppingRule.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +136,7 @@ class Bench:
     version: int
     task: Task
     threads: int
-    default_draws: int
+    default_draws: int  # as calibrated, else as packed; at most, where the calibration has a rule
     drawing: Drawing
     speeds: tuple[Speed, ...]
     prefixes: tuple[PrefixShare, ...]
@@ -152,12 +169,17 @@ def measure(
         version=version.version,
         task=version.manifest.task,
         threads=torch.get_num_threads(),
-        default_draws=version.engine.plan(SamplingSpec()).max_draws,
+        default_draws=usual_plan(version).max_draws,
         drawing=describe_drawing(version, some),
         speeds=speeds,
         prefixes=tuple(prefix_share(version, inputs, clock=clock) for inputs in some.values()),
         needs=needs,
     )
+
+
+def usual_plan(version: ModelVersion) -> Plan:
+    """Return how a request is drawn that asks for nothing."""
+    return version.engine.plan(SamplingSpec(), calibration=version.calibration)
 
 
 def supply_rows(version: ModelVersion, data: Inputs | None) -> Supply:
@@ -184,6 +206,7 @@ def measure_speed(
 ) -> tuple[Speed, ...]:
     """Time requests of all these rows and draws, in turns, until the seconds are spent; at least three rounds.
 
+    All draws are made, whatever stopping rule the version is calibrated with.
     The smallest is always timed; a larger one is left out where three rounds with it would take longer.
     """
     engine = version.engine
@@ -195,7 +218,7 @@ def measure_speed(
 
     def time_one(cell: tuple[int, int], seed: int | None) -> float:
         begun = clock()
-        version.predict(inputs[cell[0]], SamplingSpec(max_draws=cell[1], seed=seed))
+        version.predict(inputs[cell[0]], SamplingSpec(max_draws=cell[1], seed=seed, stopping=ALL_DRAWS))
         return clock() - begun
 
     chosen: list[tuple[int, int]] = []
@@ -265,8 +288,8 @@ def _wait(device: torch.device) -> None:
 
 def describe_drawing(version: ModelVersion, inputs: Mapping[int, Mapping[str, Tensor]]) -> Drawing:
     """Say how draws are run; `inputs` by numbers of rows, to tell how many draws ride a pass."""
-    engine, manifest = version.engine, version.manifest
-    plan = engine.plan(SamplingSpec())
+    engine, manifest, calibration = version.engine, version.manifest, version.calibration
+    plan = usual_plan(version)
     runs = {rows: engine.start([(some, plan)], None)[0] for rows, some in inputs.items()}
     way = engine.program.way
     shapes = engine.program.mask_shapes(next(iter(runs.values())).boundary.symbols)
@@ -284,7 +307,15 @@ def describe_drawing(version: ModelVersion, inputs: Mapping[int, Mapping[str, Te
         keeps_masks=engine.masks.keeps(mask_bytes),
         fan_out=manifest.fan_out,
         integrated=manifest.integrated,
-        calibration=None if version.calibration is None else version.calibration.parameters,
+        calibration=None
+        if calibration is None
+        else Calibrated(
+            calibration.method,
+            calibration.parameters,
+            calibration.stopping,
+            calibration.estimator,
+            calibration.control_variate,
+        ),
     )
 
 
@@ -317,11 +348,11 @@ def draws_needed(
     A standard error falls as 1 / sqrt(draws), over whole groups under a balanced design too. `targets` are in
     probability; for a regression in medians, over rows, of each output's epistemic standard deviation.
     """
-    engine, task = version.engine, version.manifest.task
-    usual = engine.plan(SamplingSpec())
+    task = version.manifest.task
+    usual = usual_plan(version)
     draws = usual.group_size * groups
     answers = {
-        design: version.predict(inputs, SamplingSpec(max_draws=draws, design=design))
+        design: version.predict(inputs, SamplingSpec(max_draws=draws, design=design, stopping=ALL_DRAWS))
         for design in {usual.design, Design.INDEPENDENT}
     }
     scale = _epistemic_scale(answers[usual.design].answer)

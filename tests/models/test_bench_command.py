@@ -15,10 +15,12 @@ import torch
 from click.testing import CliRunner, Result
 
 from dubito_models.bench_command import bench, describe, read_rows
-from dubito_models.benching import Drawing
+from dubito_models.benching import Calibrated, Drawing
 from dubito_models.errors import InvalidArgument
 from dubito_models.manifest import ColumnEntry, InputSignature
 from dubito_models.package import ModelVersion
+from dubito_models.sampling import Estimator
+from dubito_models.stopping import ALL_DRAWS, Stopping, StoppingRule
 from dubito_models.tables import read_table
 from houses import pack_houses, write_houses
 from networks import sample
@@ -97,6 +99,9 @@ def test_it_needs_nothing_that_training_needs() -> None:
 
 DRAWING = Drawing("vmapped", {1: 8}, "bfloat16", "mixed", 10, 3, 2, 2_500_000, False, 1, False, None)
 
+PLAIN = Calibrated("identity", {}, ALL_DRAWS, Estimator.PLAIN, False)
+RULE = Stopping(StoppingRule.TOLERANCE, target=0.01)
+
 
 @pytest.mark.parametrize(
     ("drawing", "said"),
@@ -114,8 +119,19 @@ DRAWING = Drawing("vmapped", {1: 8}, "bfloat16", "mixed", 10, 3, 2, 2_500_000, F
                                                                 "draws": "one to a pass, in a loop, bfloat16"}),
         (replace(DRAWING, fan_out=4), {"last site": "4 masks for each draw of the others"}),
         (replace(DRAWING, fan_out=8, integrated=True), {"last site": "integrated in closed form"}),
-        (replace(DRAWING, calibration={}), {"calibration": "none, because none helped"}),
-        (replace(DRAWING, calibration={"noise_scale": 1.25}), {"calibration": "noise scale 1.25"}),
+        (replace(DRAWING, calibration=PLAIN), {"calibration": "none, because none helped"}),
+        (replace(DRAWING, calibration=replace(PLAIN, method="isotonic")), {"calibration": "isotonic"}),
+        (replace(DRAWING, calibration=replace(PLAIN, method="temperature", parameters={"temperature": 0.45})),
+         {"calibration": "temperature 0.45"}),
+        (
+            replace(DRAWING, calibration=Calibrated("noise_scale", {"factor": 1.25}, RULE, Estimator.PLAIN, True)),
+            {
+                "calibration": "noise scale, factor 1.25",
+                "rule": "tolerance of mean at 0.01, at most 40 draws; not applied here, where all draws are made",
+                "estimator": "variance with control variates",
+            },
+        ),
+        (replace(DRAWING, calibration=replace(PLAIN, estimator=Estimator.LINEARIZED)), {"estimator": "linearized"}),
         (replace(DRAWING, keeps_masks=True, mask_bytes=900), {"masks": "of the default seed kept: 900 bytes for 40 "
                                                                        "draws"}),
     ],
@@ -124,6 +140,7 @@ def test_how_draws_are_run_in_words(drawing: Drawing, said: dict[str, str]) -> N
     words = describe(drawing, 40)
     assert {name: words[name] for name in said} == said
     assert ("last site" in words) == (drawing.fan_out > 1)
+    assert ("rule" in words, "estimator" in words) == ("rule" in said, "estimator" in said)
 
 
 # --- Files ---

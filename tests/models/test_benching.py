@@ -31,13 +31,15 @@ from dubito_models.benching import (
     spaced_rows,
     supply_rows,
 )
+from dubito_models.calibrating import CalibrationSpec
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
-from dubito_models.predictive import Classification
+from dubito_models.predictive import Classification, Predictive
 from dubito_models.sampling import SamplingSpec
+from dubito_models.stopping import Stopping, StoppingRule
 from dubito_models.thinning import Design
-from networks import sample
+from networks import build, sample
 
 Packed = Callable[[str], ModelVersion]
 Cost = Callable[[int, int, bool], float]  # seconds of a request, by rows, draws and whether the seed is its own
@@ -259,9 +261,60 @@ def test_draws_are_told_from_as_many_rows_as_there_is_time_for(seconds: float, r
     assert affordable_rows(speeds, 1000, seconds) == rows
 
 
+# --- Calibrated with a rule ---
+
+
+@pytest.fixture(scope="module")
+def stopping_version(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
+    """The MLP, calibrated to stop by a tolerance that one group of draws meets."""
+    folder = tmp_path_factory.mktemp("repository")
+    example = sample("mlp", 4)
+    version = pack(build("mlp"), example, repository=folder, name="mlp", task="classification", head="logits")
+    labels = np.random.default_rng(0).integers(0, 3, 120)
+    rule = Stopping(StoppingRule.TOLERANCE, target=1.0)
+    sampling = SamplingSpec(max_draws=500, stopping=rule)
+    version.calibrate(sample("mlp", 120), labels, CalibrationSpec(sampling=sampling, method="identity"))
+    assert version.predict(sample("mlp", 4)).draws.tolist() == [10] * 4
+    return version
+
+
+def test_a_calibrations_rule_shortens_no_request_that_is_timed(
+    stopping_version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a line of 500 draws is told of 500, not of those after which the rule stops."""
+    made, plain = [], ModelVersion.predict
+
+    def predict(self: ModelVersion, inputs: Mapping[str, np.ndarray], spec: SamplingSpec) -> Predictive:
+        answer = plain(self, inputs, spec)
+        made.append((spec.max_draws, *set(answer.draws.tolist())))
+        return answer
+
+    monkeypatch.setattr(ModelVersion, "predict", predict)
+    data = {name: value.numpy() for name, value in sample("mlp", 6).items()}
+    found = measure(stopping_version, (2,), (20, 500), data=data, seconds=0.05)
+    assert {(20, 20), (320, 320)} <= set(made)
+    assert all(asked == answered for asked, answered in made)
+    assert found.needs is not None
+    assert (found.default_draws, found.drawing.mask_bytes % 500) == (500, 0)
+
+
+def test_a_calibrations_rule_is_said(stopping_version: ModelVersion) -> None:
+    """In the document, and in what to make of it: nobody is told to take draws that a rule sees to."""
+    data = {name: value.numpy() for name, value in sample("mlp", 6).items()}
+    found = measure(stopping_version, (2,), (20,), data=data, seconds=0.05)
+    calibration = json.loads(json.dumps(document(found)))["drawing"]["calibration"]
+    assert (calibration["method"], calibration["estimator"], calibration["control_variate"]) == (
+        "identity", "plain", False,
+    )  # fmt: skip
+    assert (calibration["stopping"]["rule"], calibration["stopping"]["target"]) == ("tolerance", 1.0)
+    said = " ".join(recommend(found))
+    assert "The calibration's rule ends each row by itself; " in said
+    assert "the default 500" not in said.lower()
+
+
 # --- In words ---
 
-DRAWING = Drawing("leading axis", {1: 8, 8: 8, 32: 4}, "float32", "balanced", 10, 2, 2, 640, True, 1, False, {})
+DRAWING = Drawing("leading axis", {1: 8, 8: 8, 32: 4}, "float32", "balanced", 10, 2, 2, 640, True, 1, False, None)
 
 
 def made_up(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dubito_models.calibration.calibration import Calibration
 from dubito_models.calibration.selective import Selective
-from dubito_models.stopping import StoppingRule
+from dubito_models.stopping import Stopping, StoppingRule
 
 
 def describe(calibration: Calibration) -> dict[str, str]:
@@ -29,12 +29,16 @@ def describe_map(calibration: Calibration) -> str:
 
 
 def _describe_draws(calibration: Calibration) -> str:
-    rule = calibration.stopping
     draws = f"{calibration.draws}, seed {calibration.seed}, {calibration.design}, {calibration.estimator.value}"
-    if rule.rule is StoppingRule.NONE:
+    if calibration.stopping.rule is StoppingRule.NONE:
         return draws
-    at = "" if rule.target is None else f" of {rule.quantity.value.replace('_', ' ')} at {rule.target:g}"
-    return f"at most {draws}; stopped by {rule.rule.value}{at}"
+    return f"at most {draws}; stopped by {describe_rule(calibration.stopping)}"
+
+
+def describe_rule(stopping: Stopping) -> str:
+    """Say what a rule is, and what it looks at."""
+    at = "" if stopping.target is None else f" of {stopping.quantity.value.replace('_', ' ')} at {stopping.target:g}"
+    return f"{stopping.rule.value}{at}"
 
 
 def _describe_coverage(calibration: Calibration) -> str:
