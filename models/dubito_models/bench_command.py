@@ -26,7 +26,8 @@ from dubito_models.sampling import Estimator
 from dubito_models.stopping import StoppingRule
 from dubito_models.thinning import Design
 
-MOST = 10_000  # rows and draws of a request, as a server takes them
+MOST, MOST_WORK = 10_000, 1_000_000  # rows or draws of a request, and rows x draws, as a server takes them by default
+CORES = os.cpu_count() or 1
 
 
 # --- Tables ---
@@ -204,13 +205,9 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tu
 )
 @click.option("--rows", default="1,8,32", show_default=True, callback=_counts, help="Of a request.")
 @click.option("--draws", default="16,64,256", show_default=True, callback=_counts, help="Rounded up to whole groups.")
-@click.option("--threads", type=click.IntRange(1), help="As a server has them by default: all cores but one.")
+@click.option("--threads", type=click.IntRange(1, CORES), help="As a server has them by default: all cores but one.")
 @click.option(
-    "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=20.0,
-    show_default=True,
-    help="For the requests; a large network takes some more.",
+    "--seconds", type=float, default=20.0, show_default=True, help="For the requests; a large network takes some more."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(
@@ -228,8 +225,11 @@ def bench(
 
     Requests are answered in this process, without a server and a network, tuned and with threads as a server has them.
     """
+    if rows[-1] * draws[-1] > MOST_WORK:
+        most = InvalidArgument("rows x draws", f"{rows[-1]} x {draws[-1]}", f"at most {MOST_WORK}")
+        raise Refused(most)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) - 1))
+    torch.set_num_threads(threads or max(1, CORES - 1))
     waiting = Console(stderr=True)
     try:
         version = Repository(repository).load(model, number)

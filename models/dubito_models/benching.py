@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion, make_rows
 from dubito_models.predictive import Array, Classification, Predictive, Regression
@@ -154,8 +155,10 @@ def measure(
 ) -> Bench:
     """Measure a version at these numbers of rows and draws, on rows of `data` or on made-up ones.
 
-    `seconds`: about what the requests may take, and once more what is drawn to tell the draws needed.
+    `seconds`: what the requests may take, and about once more what is drawn to tell the draws needed.
     """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidArgument("seconds", seconds, "a finite number > 0")
     supply = supply_rows(version, data)
     speeds = measure_speed(version, supply, rows, draws, seconds, clock)
     needs = None
@@ -204,10 +207,10 @@ def measure_speed(
     seconds: float = 20.0,
     clock: Clock = time.perf_counter,
 ) -> tuple[Speed, ...]:
-    """Time requests of all these rows and draws, in turns, until the seconds are spent; at least three rounds.
+    """Time requests of all these rows and draws, in turns, until the seconds are spent.
 
-    All draws are made, whatever stopping rule the version is calibrated with.
-    The smallest is always timed; a larger one is left out where three rounds with it would take longer.
+    All draws are made, whatever stopping rule the version is calibrated with. The smallest size is always timed, once
+    after warming up; a larger one is left out where three rounds with it would take longer.
     """
     engine = version.engine
     taken = sorted({engine.plan(SamplingSpec(max_draws=count)).max_draws for count in draws})
@@ -221,23 +224,28 @@ def measure_speed(
         version.predict(inputs[cell[0]], SamplingSpec(max_draws=cell[1], seed=seed, stopping=ALL_DRAWS))
         return clock() - begun
 
+    found: dict[tuple[tuple[int, int], int | None], list[float]] = {}
+
+    def take(cell: tuple[int, int]) -> float:
+        both = [time_one(cell, seed) for seed in (None, own_seed)]
+        for seed, once in zip((None, own_seed), both, strict=True):
+            found.setdefault((cell, seed), []).append(once)
+        return sum(both)
+
     chosen: list[tuple[int, int]] = []
     round_seconds = unit_seconds = 0.0
     for cell in cells:
         expected = unit_seconds * math.prod(cell)
-        if chosen and clock() - start + 2 * expected + LEAST_ROUNDS * (round_seconds + expected) > seconds:
+        if chosen and clock() - start + 2 * expected + (LEAST_ROUNDS - 1) * (round_seconds + expected) > seconds:
             break
         for seed in (None, own_seed):
             time_one(cell, seed)  # warms up
-        once = sum(time_one(cell, seed) for seed in (None, own_seed))
+        once = take(cell)
         round_seconds, unit_seconds = round_seconds + once, once / math.prod(cell)
         chosen.append(cell)
-    found: dict[tuple[tuple[int, int], int | None], list[float]] = {}
-    rounds = 0
-    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and clock() - start < seconds):
-        for cell in chosen:
-            for seed in (None, own_seed):
-                found.setdefault((cell, seed), []).append(time_one(cell, seed))
+    rounds = 1
+    while rounds < MOST_ROUNDS and clock() - start + round_seconds <= seconds:
+        round_seconds = sum(map(take, chosen))
         rounds += 1
 
     def speed(cell: tuple[int, int]) -> Speed:

@@ -104,6 +104,8 @@ class CalibrationSpec:
             raise InvalidArgument("quantity", given.quantity, ", ".join(QUANTITIES[task]))
         if (task is Task.REGRESSION) != (given.error is not None):
             raise InvalidArgument("error", given.error, "an error that counts as wrong, for a regression and no other")
+        if given.error is not None and not (math.isfinite(given.error) and given.error > 0):
+            raise InvalidArgument("error", given.error, "a finite number > 0")
 
 
 @dataclass(frozen=True, slots=True)

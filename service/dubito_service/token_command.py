@@ -11,11 +11,19 @@ from dubito_models.errors import InvalidArgument
 from dubito_service.security.scopes import Scope
 from dubito_service.security.tokens import add_token, new_secret
 
+MOST_DAYS = 100_000
+
 
 class _Misused(click.ClickException):
     """What the caller can mend, told in one line."""
 
     exit_code = 2
+
+
+def _end_after(days: float) -> datetime:
+    if not 0 < days <= MOST_DAYS:
+        raise InvalidArgument("days", days, f"more than 0, at most {MOST_DAYS}")
+    return (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
 
 
 @click.group()
@@ -36,7 +44,7 @@ def token() -> None:
 )
 @click.option("--rate", type=float, help="Requests per second; any number by default.")
 @click.option("--burst", type=int, help="Requests at once, with --rate.  [default: those of a second]")
-@click.option("--days", type=click.FloatRange(0, 100_000, min_open=True), help="For which it is good.  [default: ever]")
+@click.option("--days", type=float, help="For which it is good.  [default: ever]")
 @click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -53,9 +61,9 @@ def new(
 
     A server that reads the file takes the token up within a second of its next call. To revoke one, delete its entry.
     """
-    expires = None if days is None else (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
     secret = new_secret()
     try:
+        expires = None if days is None else _end_after(days)
         chosen = tuple(Scope(scope) for scope in dict.fromkeys(scopes))
         add_token(file, secret, name, chosen, rate=rate, burst=burst, expires=expires)
     except InvalidArgument as error:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from dubito_models.bench_command import bench, describe, read_rows
+from dubito_models.bench_command import CORES, MOST, MOST_WORK, bench, describe, read_rows
 from dubito_models.benching import Calibrated, Drawing
 from dubito_models.errors import InvalidArgument
 from dubito_models.manifest import ColumnEntry, InputSignature
@@ -22,6 +22,7 @@ from dubito_models.package import ModelVersion
 from dubito_models.sampling import Estimator
 from dubito_models.stopping import ALL_DRAWS, Stopping, StoppingRule
 from dubito_models.tables import read_table
+from dubito_service.settings import Settings
 from houses import pack_houses, write_houses
 from networks import sample
 
@@ -253,6 +254,9 @@ def test_a_table_without_a_column_is_refused_by_its_name(tmp_path: Path) -> None
         (("--draws", "0"), "draws: got '0'; accepted: whole numbers of 1 to 10000"),
         (("--draws", ""), "draws: got ''"),
         (("--rows", "10001"), "rows: got '10001'"),
+        (("--rows", "1,10000", "--draws", "20,101"), "rows x draws: got 10000 x 101; accepted: at most 1000000"),
+        (("--seconds", "nan"), "seconds: got nan; accepted: a finite number > 0"),
+        (("--seconds", "inf"), "seconds: got inf; accepted: a finite number > 0"),
         (("--version", "7"), "no mlp version 7 in "),
         (("--repository", "nowhere"), "repository: got nowhere; accepted: an existing folder"),
         (("--data", "none.npz"), "data: got none.npz (No such file or directory)"),
@@ -260,6 +264,18 @@ def test_a_table_without_a_column_is_refused_by_its_name(tmp_path: Path) -> None
 )
 def test_a_refusal_is_one_line(packed: Packed, arguments: tuple[str, ...], said: str) -> None:
     assert said in refused(run(packed("mlp"), *arguments))
+
+
+@pytest.mark.parametrize("threads", ["0", str(CORES + 1), "3000000000"])
+def test_there_are_no_more_threads_than_cores(packed: Packed, threads: str) -> None:
+    result = run(packed("mlp"), "--threads", threads)
+    assert result.exit_code == 2
+    assert f"{threads} is not in the range 1<=x<={CORES}." in result.stderr
+
+
+def test_a_request_is_one_that_a_server_takes() -> None:
+    limits = Settings(repository="repository")
+    assert (limits.max_rows, limits.max_draws, limits.max_work) == (MOST, MOST, MOST_WORK)
 
 
 def test_rows_that_the_version_refuses_are_one_line(packed: Packed, tmp_path: Path) -> None:

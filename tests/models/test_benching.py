@@ -32,6 +32,7 @@ from dubito_models.benching import (
     supply_rows,
 )
 from dubito_models.calibrating import CalibrationSpec
+from dubito_models.errors import InvalidArgument
 from dubito_models.heads import Task
 from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
@@ -82,11 +83,11 @@ def test_a_speed_is_the_time_of_a_whole_request(packed: Packed) -> None:
 def test_sizes_take_turns_until_the_seconds_are_spent(packed: Packed) -> None:
     """Every size is asked as often as any other, no two in a row, and for about the seconds given."""
     timed = Timed(packed("mlp"), lambda rows, draws, own: 0.01)
-    speeds = timed.speeds((1, 2), (20, 40), 2.0)
-    assert {speed.repeats for speed in speeds} == {23}  # 4 sizes x 2 seeds x .01 s, twice to warm up: 25 rounds in 2 s
+    speeds = timed.speeds((1, 2), (20, 40), 2.01)
+    assert {speed.repeats for speed in speeds} == {24}  # 4 sizes x 2 seeds x .01 s, once to warm up: 25 rounds in 2 s
     assert timed.now == pytest.approx(2.0)
     rounds = [tuple(timed.asked[start : start + 8]) for start in range(16, len(timed.asked), 8)]
-    assert len(rounds) == 23
+    assert len(rounds) == 23  # the first is made as the sizes are warmed up
     assert set(map(len, map(set, rounds))) == {8}
 
 
@@ -102,7 +103,7 @@ def test_a_slow_moment_moves_no_median(packed: Packed) -> None:
 
 
 def test_what_would_take_too_long_is_left_out(packed: Packed) -> None:
-    """The smallest size is always timed, three times at least; those that three rounds have no time for are not."""
+    """The smallest size is always timed, once at least; those that three rounds have no time for are not."""
     timed = Timed(packed("mlp"), lambda rows, draws, own: 1e-3 * rows * draws)
     speeds = timed.speeds((1, 10), (20, 200), 10.0)
     # One seed each: .02, .2, .2 and 2 s. The last one alone would take 2 x 2 x (1 + 3) s.
@@ -110,7 +111,22 @@ def test_what_would_take_too_long_is_left_out(packed: Packed) -> None:
     assert speeds[-1] == Speed(10, 200, None, None, 0)
     assert speeds[-1].rows_per_second is None
     hopeless = Timed(packed("mlp"), lambda rows, draws, own: 60.0)
-    assert [speed.repeats for speed in hopeless.speeds((1, 8), (20, 40), 1.0)] == [3, 0, 0, 0]
+    assert [speed.repeats for speed in hopeless.speeds((1, 8), (20, 40), 1.0)] == [1, 0, 0, 0]
+    assert hopeless.now == 240.0  # both seeds, to warm up and to time
+
+
+@pytest.mark.parametrize("each", [0.3, 1.0, 2.4])
+def test_no_round_is_begun_that_the_seconds_do_not_hold(packed: Packed, each: float) -> None:
+    timed = Timed(packed("mlp"), lambda rows, draws, own: each)
+    [speed] = timed.speeds((1,), (20,), 10.0)
+    assert speed.repeats == {0.3: 15, 1.0: 4, 2.4: 1}[each]
+    assert timed.now == pytest.approx(2 * each * (speed.repeats + 1))
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0, -1.0])
+def test_seconds_are_a_number_that_ends(packed: Packed, seconds: float) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^seconds: got {seconds}; accepted: a finite number > 0"):
+        measure(packed("mlp"), (1,), (20,), seconds=seconds)
 
 
 def test_the_prefix_share_is_of_a_single_pass(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:

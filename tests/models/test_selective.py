@@ -19,8 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from calibrations import read_back
+from dubito_models.calibrating import Abstaining, CalibrationSpec
 from dubito_models.calibration.selective import Selective, fit_selective, upper_bound
 from dubito_models.errors import InvalidArgument
+from dubito_models.heads import Task
 
 Array = NDArray[np.float64]
 GRID = np.linspace(0.0, 1.0, 100_001)
@@ -190,3 +192,10 @@ def test_what_has_no_threshold_is_refused(field: str, ask: Callable[[], object])
     """No rows, losses neither 0 nor 1, uncertainties that are no numbers, shares of nothing or all: by name."""
     with pytest.raises(InvalidArgument, match=f"^{field}: "):
         ask()
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -1.0, 0.0])
+def test_an_error_that_no_row_can_be_held_to_is_refused(error: float) -> None:
+    """Nothing is further off than infinity or what is no number, so a promise about it would mean nothing."""
+    with pytest.raises(InvalidArgument, match=rf"^error: got {error}; accepted: a finite number > 0"):
+        CalibrationSpec(abstaining=Abstaining(0.1, error=error)).check(Task.REGRESSION)

@@ -201,6 +201,9 @@ def test_the_command_prints_a_token_once_and_adds_its_hash(path: Path, clock: Cl
         (["a b"], "name: got a b"),
         (["a", "--burst", "2"], "burst needs a rate"),
         (["a", "--rate", "-1"], "rate: got -1"),
+        (["a", "--days", "nan"], "days: got nan; accepted: more than 0, at most 100000"),
+        (["a", "--days", "0"], "days: got 0.0; accepted: more than 0, at most 100000"),
+        (["a", "--days", "inf"], "days: got inf; accepted: more than 0, at most 100000"),
     ],
 )
 def test_the_command_refuses_in_one_line_and_writes_nothing(path: Path, arguments: list[str], said: str) -> None:
