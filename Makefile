@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install test lint types contracts unit demo bench serving-bench serving-tune gpu-check foreign-clients ray-check deploy-check soak protos clean
+.PHONY: install test lint types contracts unit demo bench figures serving-bench serving-tune gpu-check foreign-clients ray-check deploy-check soak protos clean
 
 install: $(STAMP)
 
@@ -40,13 +40,17 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/serving.py
 
+# The tables of figures in the documents, from the JSON in benchmarks/results.
+figures: $(STAMP)
+	$(BIN)/python benchmarks/figures.py
+
 # Beside MLServer, LitServe and Triton's Python back end, each in a virtual environment of its own: ten minutes, alone on
 # the machine. Their settings are those of benchmarks/serving_peers/tuning.json; serving-tune finds them, in as long.
 PEERS_VENV ?= .venv-peers
 
 serving-bench: $(STAMP)
 	$(BIN)/python benchmarks/serving.py --peers-venv $(PEERS_VENV) --out benchmarks/results/serving.json
-	$(BIN)/python benchmarks/serving_table.py benchmarks/results/serving.json
+	$(BIN)/python benchmarks/figures.py
 
 serving-tune: $(STAMP)
 	$(BIN)/python benchmarks/serving.py --peers-venv $(PEERS_VENV) --tune --out benchmarks/serving_peers/tuning.json

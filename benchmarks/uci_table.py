@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markdown_table import table
 from rich.console import Console
 from rich.table import Table
 
@@ -91,6 +92,31 @@ def print_table(console: Console, protocol: str, results: dict[str, dict[str, An
             table.add_row(*cells)
     console.print(table)
     console.print("z: difference over both standard errors; positive is better than published")
+
+
+def tabulate(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the table of all protocols: each set beside each published column."""
+    headings = ("protocol", "set", "RMSE", "log-likelihood", "published", "RMSE", "z", "log-likelihood", "z")
+    yield from table(
+        headings,
+        (
+            line
+            for protocol in COMPARED
+            for name, found in sorted(documents[protocol]["sets"].items())
+            for line in _compared(protocol, name, found["summary"])
+        ),
+    )
+
+
+def _compared(protocol: str, name: str, summary: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    own = (protocol, name, show(summary, "rmse"), show(summary, "ll"))
+    for column, published in summary["published"].items():
+        yield (
+            *own,
+            column,
+            *(cell for key in ("rmse", "ll") for cell in (show(published, key), show_z(published[f"{key}_z"]))),
+        )
+        own = ("", "", "", "")
 
 
 def show(figures: dict[str, Any], key: str) -> str:
