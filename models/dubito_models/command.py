@@ -17,7 +17,7 @@ from dubito_models.calibrating import CalibrationSpec
 from dubito_models.calibration.describing import describe
 from dubito_models.data import Splits
 from dubito_models.errors import DubitoError, InvalidArgument
-from dubito_models.manifest import NAME
+from dubito_models.manifest import MAX_FAN_OUT, NAME
 from dubito_models.metrics import (
     ClassificationScores,
     interval_coverage,
@@ -198,6 +198,12 @@ def _describe(version: ModelVersion, chosen: Candidate, notes: Sequence[str]) ->
     "--task", type=click.Choice(["classification", "regression"]), help="Where a table's target leaves it open."
 )
 @click.option("--drop", multiple=True, metavar="COLUMN", help="A column of a table to leave out; may be repeated.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the products of the draws; see the README."
+)
+@click.option(
+    "--fan-out", type=click.IntRange(1, MAX_FAN_OUT), help="Masks of the last dropout for each draw of the others."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--run-directory",
@@ -218,6 +224,8 @@ def train(
     target: str | None,
     task: str | None,
     drop: tuple[str, ...],
+    precision: str | None,
+    fan_out: int | None,
     device: Literal["auto", "cpu", "cuda"],
     run_directory: Path | None,
     fresh: bool,
@@ -230,6 +238,7 @@ def train(
     try:
         of_data = {"path": path, "split": split, "target": target, "task": task, "drop": drop or None}
         changes = {f"data.{key}": value for key, value in of_data.items()}
+        changes |= {"packing.precision": precision, "packing.fan_out": fan_out}
         chosen = read_recipe(recipe).revised(changes, seed=seed, epochs=epochs, head=head)
         model = name or chosen.name
         if not NAME.fullmatch(model):  # said now, not after the training
@@ -248,6 +257,7 @@ def train(
             repository=repository,
             name=model,
             noise_variance=best.noise_variance,
+            packing=chosen.packing,
         )
         if calibration:
             spec = CalibrationSpec(overlap=data.overlap)

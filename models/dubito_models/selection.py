@@ -25,11 +25,13 @@ from dubito_models.package import ModelVersion
 from dubito_models.packing import pack
 from dubito_models.preparing import choose_head
 from dubito_models.recipes import Recipe
+from dubito_models.recipes.sections import PackingSection
 from dubito_models.sampling import SamplingSpec
 from dubito_models.training import Epoch, Started, TrainedNetwork, train
 
 DRAWS = 256  # by which candidates are compared
 EXAMPLE_ROWS = 16  # of the inputs that packing looks at
+_PLAIN = PackingSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def _judge(trained: TrainedNetwork, rate: float | None, data: Splits) -> Candida
 
 
 def draw(network: nn.Module, data: Splits, head: Head) -> Decoded:
-    """Return what the draws of a network say of the validation rows, through the very path that will serve it."""
+    """Return what the draws of a network, packed plainly, say of the validation rows, by the engine that serves it."""
     with tempfile.TemporaryDirectory() as folder:
         version = pack_trained(network, data, head, repository=Path(folder), name="candidate")
         inputs = version.read_inputs(data.validation.inputs)
@@ -115,6 +117,7 @@ def pack_trained(
     repository: Path,
     name: str,
     noise_variance: tuple[float, ...] | None = None,
+    packing: PackingSection = _PLAIN,
 ) -> ModelVersion:
     """Package a network that was trained on these data, with what they say of its inputs and outputs."""
     [parameter] = inspect.signature(network.forward).parameters
@@ -128,4 +131,6 @@ def pack_trained(
         class_names=data.class_names,
         noise_variance=noise_variance,
         columns=None if data.columns is None else {parameter: data.columns},
+        precision=packing.precision,
+        fan_out=packing.fan_out,
     )

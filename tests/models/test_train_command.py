@@ -67,6 +67,38 @@ def refused(result: Result) -> str:
     return line
 
 
+TWO_LAYERS = RECIPE.replace("widths = [16]", "widths = [64, 64]")
+
+
+def test_a_recipe_says_how_its_version_is_packed(run: Callable[..., Result], recipe: Path, tmp_path: Path) -> None:
+    """By its section, which the command's options overrule; the run is the same one, and is not trained again."""
+    recipe.write_text(TWO_LAYERS + "[packing]\nprecision = 'bfloat16'\nfan_out = 2\n")
+    assert run("--no-calibration").exit_code == 0
+    trained = (tmp_path / "runs" / "tiny-seed0" / "checkpoint.pt").read_bytes()
+    assert run("--no-calibration", "--precision", "float32", "--fan-out", "4").exit_code == 0
+    packed = [Repository(tmp_path / "repository").load("tiny", version).manifest for version in (1, 2)]
+    assert [(each.precision.value, each.fan_out) for each in packed] == [("bfloat16", 2), ("float32", 4)]
+    assert (tmp_path / "runs" / "tiny-seed0" / "checkpoint.pt").read_bytes() == trained
+
+
+@pytest.mark.parametrize(
+    ("packing", "said"),
+    [
+        ("precision = 'float16'", "recipe.packing.precision: got float16; accepted: Input should be 'float32' or"),
+        ("fan_out = 65", "recipe.packing.fan_out: got 65; accepted: Input should be less than or equal to 64"),
+        ("fan = 2", "recipe.packing.fan: got an unknown key; accepted: precision, fan_out"),
+        ("fan_out = 2", "fan_out: got 2; accepted: 1"),  # of a network with a single site
+    ],
+)
+def test_what_a_version_cannot_be_packed_with(
+    run: Callable[..., Result], recipe: Path, packing: str, said: str
+) -> None:
+    recipe.write_text(f"{RECIPE}[packing]\n{packing}\n")
+    result = run()
+    assert result.exit_code == 2
+    assert said in result.stderr.splitlines()[-1]
+
+
 def test_a_recipe_becomes_a_calibrated_version(run: Callable[..., Result], tmp_path: Path) -> None:
     """One command trains, packs and calibrates, shows three rows of scores and where the version lies."""
     result = run()

@@ -21,6 +21,7 @@ from dubito_models.recipes.sections import (
     DiabetesSection,
     DigitsSection,
     MLPSection,
+    PackingSection,
     PlateauSection,
     ResNetSection,
     RNNSection,
@@ -48,6 +49,7 @@ class Recipe(Section):
     augmentation: AugmentationSection = AugmentationSection()
     data: Annotated[DataSection, Field(discriminator="kind")] = DigitsSection()
     selection: SelectionSection | None = None
+    packing: PackingSection = PackingSection()
     network: Annotated[AnyNetworkSection, Field(discriminator="kind")]
 
     @model_validator(mode="after")
@@ -96,6 +98,7 @@ _SECTIONS: dict[int | str, type[Section]] = {
     "co2": CO2Section,
     "table": TableSection,
     "selection": SelectionSection,
+    "packing": PackingSection,
 }
 _UNIONS = ("network", "schedule", "data")
 

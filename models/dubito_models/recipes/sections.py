@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from dubito_models.manifest import MAX_FAN_OUT
+
 
 def _several(value: object) -> object:
     return (value,) if isinstance(value, (int, float)) else value
@@ -204,3 +206,13 @@ class SelectionSection(Section):
     rates: Annotated[
         tuple[Annotated[float, Field(gt=0, le=0.95)], ...], Field(min_length=2, max_length=32, strict=False)
     ]
+
+
+# --- How it is packed ---
+
+
+class PackingSection(Section):
+    """`[packing]`: what `pack` trades for speed in the version that comes of it."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    fan_out: int | None = Field(default=None, ge=1, le=MAX_FAN_OUT)
