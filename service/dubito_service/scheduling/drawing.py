@@ -183,4 +183,5 @@ class DrawJob(Job[Drawn]):
             ready=self.ready,
             needs=needs,
             cancelled=self.abandoned,
+            whole=self.whole,
         )

@@ -50,6 +50,12 @@ class Ticket:
     ready: bool = False  # has drawn enough for an answer, if need be
     needs: float = 0.0  # seconds that this takes at least, where it has not
     cancelled: bool = False
+    whole: int | None = None  # the request that it is a part of, by a number; None: it is no part
+
+    @property
+    def owner(self) -> int:
+        """The number of its request."""
+        return self.number if self.whole is None else self.whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +127,17 @@ def schedule(
 
 
 def _find_crowded_out(waiting: Sequence[Ticket], now: float, slowness: float) -> Iterator[tuple[Ticket, float]]:
-    """Yield who will not be answered in time, as those that go first take longer, and by how many seconds."""
-    before = 0.0
+    """Yield who will not be answered in time, as others that go first take longer, and by how many seconds."""
+    before, own = 0.0, dict[int, float]()  # seconds of who goes first, and of other parts of the same request
     for ticket in waiting:
         if ticket.ready:
             continue
         late = -math.inf if ticket.deadline is None else now + slowness * before + ticket.needs - ticket.deadline
-        if before and late > _ROUNDING:
+        if before > own.get(ticket.owner, 0.0) + _ROUNDING and late > _ROUNDING:
             yield ticket, late
         else:
             before += ticket.needs
+            own[ticket.owner] = own.get(ticket.owner, 0.0) + ticket.needs
 
 
 def _is_due(ticket: Ticket, now: float, margin: float) -> bool:

@@ -169,6 +169,19 @@ async def test_what_cannot_be_answered_in_time_is_refused_by_all_its_rows_and_no
         assert len(engine.passes) == passes
 
 
+async def test_a_request_that_is_too_slow_for_its_deadline_is_not_crowded_out_by_its_own_parts(
+    clock: Clock, engine: Hooked
+) -> None:
+    """It was let in by what a first request took; then every pass takes ten times as long."""
+    slow = [1.0]
+    engine.hook = lambda this: setattr(clock, "now", clock.now + slow[0] * 0.01 * sum(this.rows) * this.draws)
+    async with cutting(clock, step_seconds=0.8) as device:
+        await device.draw(request(engine, rows=8, max_draws=10))
+        slow[0] = 10.0
+        with pytest.raises(DeadlineMissed):
+            await device.draw(request(engine, rows=80, max_draws=10, deadline=clock.now + 10.0))
+
+
 async def test_a_request_alone_is_not_shed_for_its_own_parts(clock: Clock, engine: Hooked) -> None:
     engine.hook = lambda this: setattr(clock, "now", clock.now + 0.01 * sum(this.rows) * this.draws)
     async with cutting(clock, step_seconds=0.8, overload_seconds=1.0) as device:
