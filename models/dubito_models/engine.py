@@ -333,22 +333,27 @@ class Engine:
     def _passes_by_row(
         self, boundary: Boundary, numbers: NDArray[np.int64], plan: Plan, first: int, draws: int
     ) -> Tensor:
-        """Do the same with masks of its own for each row, by their numbers (N,); rows in blocks, draws by groups."""
+        """Do the same with masks of its own for each row, by their numbers (N,); rows in blocks, draws by groups.
+
+        A group's masks are made at once, for no more rows than its draws of them may ride one pass; where those of a
+        single row may not, they go by fewer.
+        """
         g = plan.group_size
         shapes = self.program.mask_shapes(boundary.symbols)
         per_row = g * max(sum(math.prod(shape) for shape in shapes), 1)
-        sizes = [len(block) for block in np.array_split(numbers, -(-len(numbers) * per_row // _ROW_MASKS))]
-        sizes = [size for size in sizes if size]
+        one = max(1, self.program.bytes_per_draw(boundary.symbols, by_row=True) // boundary.rows)
+        most = max(1, self._pass_bytes // one)  # rows x draws
+        size = max(1, min(most // g, _ROW_MASKS // per_row))
+        parts = np.array_split(numbers, -(-len(numbers) // size))
+        run = self.program.many_by_row if self.vmaps else self.program.loop_by_row
         blocks = []
-        for part, block in zip(
-            self.program.split(boundary, sizes), np.split(numbers, np.cumsum(sizes)[:-1]), strict=True
-        ):
+        for part, block in zip(self.program.split(boundary, [len(part) for part in parts]), parts, strict=True):
             rows, found = torch.from_numpy(block), []
             for start in range(first, first + draws, g):
                 count = min(g, first + draws - start)
                 masks = self.masks.draws(part.symbols, plan.seed, plan.design, start, count, rows)
-                run = self.program.many_by_row if self.vmaps else self.program.loop_by_row
-                found.append(run(part, masks))
+                passes = [torch.split(mask, min(most, count) * (len(mask) // count)) for mask in masks]
+                found += [run(part, some) for some in zip(*passes, strict=True)]
             blocks.append(torch.cat(found))
         return torch.cat(blocks, 1)
 

@@ -277,8 +277,13 @@ class StochasticProgram:
                 values.append(value.index_select(axis, places))
         return Boundary(tuple(values), {**boundary.symbols, ROWS: len(rows)})
 
-    def bytes_per_draw(self, symbols: Symbols) -> int:
-        """Return the bytes of the largest value that one draw of the suffix makes, for these sizes."""
+    def bytes_per_draw(self, symbols: Symbols, *, by_row: bool = False) -> int:
+        """Return the bytes of the largest value that one draw of the suffix makes, for these sizes.
+
+        `by_row`: of rows that share no mask, which a fan-out takes through the whole suffix.
+        """
+        if by_row:
+            return self.fan_out * self._suffix.largest_at(self._symbols, symbols)
         if self._fan is not None:
             return self._fan.largest_at(self._symbols, symbols)
         return self._suffix.largest_at(self._symbols, symbols)

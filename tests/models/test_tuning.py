@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from torch import Tensor
 from dubito_models import package, tuning
 from dubito_models.engine import PASS_BYTES, Engine, Run, choose_pass_bytes
 from dubito_models.package import ModelVersion, load_version, make_rows
+from dubito_models.packing import pack
 from dubito_models.program import Boundary
 from dubito_models.recording import Play, Recorder
 from dubito_models.sampling import SamplingSpec
-from networks import sample
+from dubito_models.thinning import Design, MaskScope
+from networks import build, sample
 
 Packed = Callable[[str], ModelVersion]
 Cost = Callable[[int, int], float]  # seconds of a draw, by rows and draws a pass
@@ -199,6 +202,37 @@ def test_passes_may_take_a_share_of_what_a_gpu_has_free_unless_told(
 
 def one_draw(version: ModelVersion) -> int:
     return version.engine.program.bytes_per_draw(start(version.engine, 8).boundary.symbols)
+
+
+@pytest.mark.parametrize("name", ["cnn", "fanned"])
+@pytest.mark.parametrize("draws", [3, 24])  # of a row that ride a pass: fewer than a group, those of two rows
+def test_no_pass_of_rows_apart_outgrows_it_either(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, draws: int
+) -> None:
+    """A draw of a row takes its largest value, with a fan-out that of the whole suffix as often as it fans."""
+    if name == "fanned":
+        kind = {"task": "classification", "head": "logits", "fan_out": 4}
+        source = pack(build("cnn"), sample("cnn", 2), repository=tmp_path, name="m", **kind).engine
+    else:
+        source = packed("cnn").engine
+    symbols = start(source, 1).boundary.symbols
+    one = source.program.fan_out * source.program._suffix.largest_at(source.program._symbols, symbols)
+    engine = Engine(source.program, source.masks, source.head, source.defaults, pass_bytes=draws * one)
+    inputs = sample("cnn", 9)
+    spec = SamplingSpec(max_draws=25, design=Design.INDEPENDENT, scope=MaskScope.ROW, raw_draws=True)
+    expected = source.predict(inputs, spec).raw_draws
+    passes: list[int] = []
+    by_row = source.program.many_by_row
+
+    def counted(boundary: Boundary, masks: Sequence[Tensor]) -> Tensor:
+        passes.append(boundary.rows * len(masks[0]))
+        return by_row(boundary, masks)
+
+    monkeypatch.setattr(source.program, "many_by_row", counted)
+    found = engine.predict(inputs, spec).raw_draws
+    assert max(passes) <= draws
+    assert sum(passes) == 9 * 25
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "encoder", "lstm"])
