@@ -24,6 +24,7 @@ from dubito_models.heads import Decoded
 Array = NDArray[np.float64]
 
 ENOUGH_GROUPS = 4  # from which on the scatter between groups tells the standard error
+_BLOCK = 1 << 18  # numbers, each of a draw and a quantile, at a time
 _PRIOR_FREEDOM = 2  # degrees of freedom that a ratio of standard errors counts for
 
 
@@ -490,21 +491,9 @@ def _entropy_corrected(moments: Moments, mean: Array, variance: Array) -> Array:
     return jackknifed
 
 
-def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
-    """Return quantiles (..., Q) of the equal-weight Gaussian mixture over the first axis of `means` (S, ...).
-
-    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of its spread: by Newton's method
-    from the quantile of one Gaussian, within a bracket that is halved where a step would leave it, or be more than half
-    the last one. Without variances, the type-7 quantiles of the means.
-    """
-    at = np.asarray(levels, dtype=np.float64)
-    if variances is None:
-        return np.moveaxis(np.quantile(means, at, axis=0), 0, -1)
-    count = len(means)
-    shape = (*means.shape[1:], len(at))
-    middle = np.repeat(means.reshape(count, -1), len(at), 1)  # (S, N): every level of every number
-    deviation = np.maximum(np.sqrt(np.repeat(variances.reshape(count, -1), len(at), 1)), np.finfo(np.float64).tiny)
-    wanted = np.tile(at, middle.shape[1] // len(at))
+def _invert(middle: Array, variances: Array, wanted: Array) -> Array:
+    """Return the quantiles (n,) at levels `wanted` (n,) of mixtures of means and variances (S, n)."""
+    deviation = np.maximum(np.sqrt(variances), np.finfo(np.float64).tiny)
     low, high = (middle - 40.0 * deviation).min(0), (middle + 40.0 * deviation).max(0)
     whole = np.sqrt((deviation**2).mean(0) + middle.var(0))
     found: Array = np.clip(middle.mean(0) + special.ndtri(wanted) * whole, low, high)
@@ -529,7 +518,28 @@ def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[fl
         left = left[still]
         if not len(left):
             break
-    quantiles: Array = found.reshape(shape)
+    return found
+
+
+def mixture_quantiles(means: Array, variances: Array | None, levels: Sequence[float]) -> Array:
+    """Return quantiles (..., Q) of the equal-weight Gaussian mixture over the first axis of `means` (S, ...).
+
+    Inverts the mixture's distribution function to 1e-11, or where it jumps to 1e-12 of its spread: by Newton's method
+    from the quantile of one Gaussian, within a bracket that is halved where a step would leave it, or be more than half
+    the last one. Without variances, the type-7 quantiles of the means.
+    """
+    at = np.asarray(levels, dtype=np.float64)
+    if variances is None:
+        return np.moveaxis(np.quantile(means, at, axis=0), 0, -1)
+    count = len(means)
+    middle, noise = means.reshape(count, -1), variances.reshape(count, -1)  # (S, N)
+    numbers = np.repeat(np.arange(middle.shape[1]), len(at))  # (N Q,): every level of each
+    wanted = np.tile(at, middle.shape[1])
+    found, some = np.empty(len(wanted)), max(1, _BLOCK // count)
+    for start in range(0, len(wanted), some):
+        here = slice(start, start + some)
+        found[here] = _invert(middle.take(numbers[here], 1), noise.take(numbers[here], 1), wanted[here])
+    quantiles: Array = found.reshape(*means.shape[1:], len(at))
     return quantiles
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dubito_models.calibration import Calibration
 from dubito_models.errors import InvalidArgument
+from dubito_models.fanning import POINTS
 from dubito_models.heads import Task
 from dubito_models.manifest import Manifest
 from dubito_models.package import ModelVersion
@@ -24,7 +25,11 @@ Adapt = Callable[[ModelVersion, str, str, float], float]
 
 MAX_QUANTILES = 32
 MAX_STREAM = 128  # characters of a stream's name
-_WORKING_BYTES = 2**30  # of what is kept of a request's draws until it is answered
+_WORKING_BYTES = 2**30  # that a request's draws may take until it is answered
+_PER_GROUP = 8  # numbers: up to four moments, old and new while they grow
+_PER_DRAW = 8  # the draw and its noise, old and new while they grow, and what they end as
+_PER_CONTROL = 10  # the draw's control variate, and both with their difference
+_PER_FAN = 6  # of each of the last site's masks: the draw under it, old and new, and its deviations
 _LINEAR_DRAWS = 128  # as many draws cost about as much as the linear ones of the estimator
 
 
@@ -127,7 +132,7 @@ def ask(question: Question, limits: RequestLimits, adapt: Adapt | None = None) -
         raise InvalidArgument("quantiles", f"{len(question.spec.quantiles)} of them", f"at most {MAX_QUANTILES}")
     spec = question.spec if served is None else replace(question.spec, coverage=_inside(served))
     plan = version.engine.plan(spec, min(limits.max_draws, limits.max_work // max(1, rows)), calibration)
-    _check_work(plan, rows, version.manifest, limits)
+    _check_work(plan, rows, version, limits)
     warnings = tuple(_ignored(question, calibration))
     return Prediction(
         version, calibration, inputs, rows, plan, question.id, warnings, stream, coverage, served, question.priority
@@ -191,8 +196,9 @@ def _inside(coverage: float | None) -> float | None:
     return 0.5 if coverage in (0.0, 1.0) else coverage
 
 
-def _check_work(plan: Plan, rows: int, manifest: Manifest, limits: RequestLimits) -> None:
+def _check_work(plan: Plan, rows: int, version: ModelVersion, limits: RequestLimits) -> None:
     """Check what only shows once defaults are filled in: rows x draws, and the memory that an answer takes."""
+    manifest = version.manifest
     work = rows * (plan.max_draws + (_LINEAR_DRAWS if plan.spec.estimator is Estimator.LINEARIZED else 0))
     if work > limits.max_work:
         given = f"{plan.max_draws} for {rows} rows, {work} rows x draws"
@@ -203,19 +209,21 @@ def _check_work(plan: Plan, rows: int, manifest: Manifest, limits: RequestLimits
     if plan.spec.joint and rows**2 * manifest.outputs * 8 > limits.max_message_bytes:
         given = f"true, for {rows} rows of {manifest.outputs} outputs"
         raise InvalidArgument("joint", given, f"answers of at most {limits.max_message_bytes} bytes")
-    if _working_bytes(plan, rows, manifest) > _WORKING_BYTES:
-        given = f"{plan.max_draws} for {rows} rows of {manifest.outputs} outputs, {len(plan.spec.quantiles)} quantiles"
-        raise InvalidArgument("max_draws", given, "fewer draws, rows or quantiles a request: too much to keep")
+    if _working_bytes(plan, rows, manifest, version.calibration) > _WORKING_BYTES:
+        given = f"{plan.max_draws} for {rows} rows of {manifest.outputs} outputs"
+        raise InvalidArgument("max_draws", given, "fewer draws or rows a request: too much to keep")
 
 
-def _working_bytes(plan: Plan, rows: int, manifest: Manifest) -> int:
-    """Estimate what is kept of the draws: moments per group; the draws where they are wanted, once per quantile."""
-    per_row = 2 * -(-plan.max_draws // plan.group_size)
-    if plan.spec.keeps_draws:
-        per_row += 3 * plan.max_draws
-    if manifest.task is Task.REGRESSION:
-        per_row += plan.max_draws * (2 + len(plan.spec.quantiles))
-    return per_row * rows * manifest.outputs * 8
+def _working_bytes(plan: Plan, rows: int, manifest: Manifest, calibration: Calibration | None) -> int:
+    """Estimate what a request's draws take at most, in numbers of 8 bytes: `_PER_...` of each, as measured."""
+    spec, groups = plan.spec, -(-plan.max_draws // plan.group_size)
+    kept = _PER_DRAW if manifest.task is Task.REGRESSION or spec.keeps_draws else 0
+    if manifest.task is Task.REGRESSION and calibration is not None and calibration.control_variate:
+        kept += _PER_CONTROL
+    if spec.joint:
+        kept += _PER_FAN * (POINTS if manifest.integrated else manifest.fan_out)
+    twice = 2 if spec.uncalibrated and calibration is not None else 1
+    return (kept * plan.max_draws + _PER_GROUP * groups) * twice * rows * manifest.outputs * 8
 
 
 def _ignored(question: Question, calibration: Calibration | None) -> Iterable[str]:

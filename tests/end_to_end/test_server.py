@@ -412,7 +412,7 @@ def test_sigterm_finishes_what_is_in_flight_refuses_what_is_new_and_exits_0(fold
 
 def test_beyond_the_grace_a_call_is_told_and_the_server_exits_0(folder: Path, tmp_path: Path) -> None:
     with fresh(folder, tmp_path, "--grace-seconds", "0", max_work=10**9, queue_work=10**9) as server:
-        endless = server.stub.Predict.future(asking(9000, max_draws=10_000), timeout=SECONDS)
+        endless = server.stub.Predict.future(asking(9000, max_draws=4000), timeout=SECONDS)
         assert server.predict(asking()).final
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(grpc.RpcError) as caught:
@@ -424,7 +424,7 @@ def test_beyond_the_grace_a_call_is_told_and_the_server_exits_0(folder: Path, tm
 def test_a_second_signal_exits_at_once(folder: Path, tmp_path: Path) -> None:
     with fresh(folder, tmp_path, "--grace-seconds", "600", max_work=10**9, queue_work=10**9) as server:
         seen = watch(server)
-        endless = server.stub.Predict.future(asking(9000, max_draws=10_000), timeout=SECONDS)
+        endless = server.stub.Predict.future(asking(9000, max_draws=4000), timeout=SECONDS)
         assert server.predict(asking()).final
         server.process.send_signal(signal.SIGTERM)
         assert next(seen).status == Health.NOT_SERVING
