@@ -398,8 +398,9 @@ class Engine:
             moments, scatter = self.refiner.control(boundary, moments, scatter, plan.seed, plan.design)
         answer = self._end(moments, scatter, plan.spec, calibration)
         error = scatter.standard_error
-        validity = _validity(run, reason, self.program.precision)
-        if calibration is not None and _estimator(plan.spec, calibration) is Estimator.LINEARIZED and moments.total > 1:
+        estimator = self._estimator(plan.spec, calibration, parts[0].boundary, moments)
+        validity = _validity(run, reason, estimator, self.program.precision)
+        if calibration is not None and estimator is Estimator.LINEARIZED and moments.total > 1:
             boundary = self.program.join([part.boundary for part in parts])
             answer, error = self.refiner.linearize(boundary, moments, plan.seed, plan.design, calibration)
         abstain = None
@@ -419,7 +420,7 @@ class Engine:
             design=self.masks.design_of(plan.design).value,
             group_size=self.masks.group_size,
             scope=plan.spec.scope.value,
-            estimator=_estimator(plan.spec, calibration).value,
+            estimator=estimator.value,
             calibration_id="" if calibration is None else calibration.id,
             calibration_validity=validity,
             coverage=plan.spec.coverage,
@@ -433,6 +434,15 @@ class Engine:
             own = whole.rows(start, end)
             joint = joint_covariance(part.moments, balanced) if plan.spec.joint else None
             yield own if joint is None else replace(own, joint_covariance=match_diagonal(joint, own.answer))
+
+    def _estimator(
+        self, spec: SamplingSpec, calibration: Calibration | None, boundary: Boundary, moments: Moments
+    ) -> Estimator:
+        """Return what is used of what was asked: linear logits where a calibration found that they serve."""
+        serves = calibration is not None and calibration.linearized and spec.scope is MaskScope.DRAW
+        if serves and self.refiner.can_linearize(boundary.symbols, moments.mean.shape[-1]):
+            return spec.estimator or Estimator.PLAIN
+        return Estimator.PLAIN
 
     def _end(
         self, moments: Moments, scatter: Spread, spec: SamplingSpec, calibration: Calibration | None = None
@@ -485,19 +495,12 @@ def wants(run: Run, *, watched: bool = False) -> int:
     return (run.plan.look_after(run.next_draw) if stepwise else run.plan.max_draws) - run.next_draw
 
 
-def _estimator(spec: SamplingSpec, calibration: Calibration | None) -> Estimator:
-    """Return what is used of what was asked: linear logits where a calibration found that they serve."""
-    serves = calibration is not None and calibration.linearized and spec.scope is MaskScope.DRAW
-    return (spec.estimator or Estimator.PLAIN) if serves else Estimator.PLAIN
-
-
-def _validity(run: Run, reason: StopReason, precision: Precision) -> Validity:
+def _validity(run: Run, reason: StopReason, estimator: Estimator, precision: Precision) -> Validity:
     """Tell whether rows that end for this reason were drawn as those that their calibration was fitted to."""
     plan, calibration = run.plan, run.calibration
     if calibration is None:
         return Validity.NONE
     ended = (StopReason.MAX_DRAWS, plan.stopping.reason) if plan.spec.stops else (StopReason.MAX_DRAWS,)
-    estimator = _estimator(plan.spec, calibration)
     least = plan.min_draws if plan.spec.stops else calibration.min_draws  # which only a rule heeds
     drawn = plan.max_draws, least, plan.seed, plan.design.value, plan.stopping, estimator
     alike = drawn == calibration.drawn and plan.spec.scope is MaskScope.DRAW and precision == calibration.precision

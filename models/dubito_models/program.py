@@ -153,9 +153,13 @@ class StochasticProgram:
         named = tuple(sorted((name, size) for name, size in symbols.items() if name != ROWS))
         return _mask_shapes(self.sites, named)
 
+    def symbols_of(self, inputs: Mapping[str, Tensor]) -> Symbols:
+        """Return the sizes of the free axes that inputs have, each (B, ...)."""
+        return {label: int(inputs[name].shape[axis]) for name, axis, label in self._symbols.origins}
+
     def prefix(self, inputs: Mapping[str, Tensor]) -> Boundary:
         """Run what every draw shares, once. `inputs`: each (B, ...), in the declared dtype, on the device."""
-        symbols = {label: int(inputs[name].shape[axis]) for name, axis, label in self._symbols.origins}
+        symbols = self.symbols_of(inputs)
         sizes = self._prefix.sizes_at(self._symbols, symbols)
         values = self._prefix.module(*(inputs[name] for name in self.inputs), *sizes)
         return Boundary(tuple(values), symbols)

@@ -24,7 +24,7 @@ from dubito_models.predictive import (
     to_numpy,
 )
 from dubito_models.program import Boundary, StochasticProgram
-from dubito_models.sites import mean_mask
+from dubito_models.sites import SiteKind, Symbols, mean_mask
 from dubito_models.thinning import Design, Masks
 from dubito_models.variates import (
     GRADIENT_LIMIT,
@@ -89,12 +89,17 @@ class Refiner:
                 values.append(controls(chosen, masks, sites))
             return torch.cat(values), known_variance(chosen, sites)
 
+    def can_linearize(self, symbols: Symbols, classes: int) -> bool:
+        """Tell whether the gradients of a row's logits are few enough, at these sizes of the free axes."""
+        return self._gradient_size(symbols, self._logits(classes)) <= GRADIENT_LIMIT
+
     def linearize(
         self, boundary: Boundary, moments: Moments, seed: int, design: Design, calibration: Calibration
     ) -> tuple[Classification, Array]:
         """Correct draws by linear logits, rows in blocks; returns the answer, and its standard error (B, K)."""
-        balanced, found = self._masks.balances(design), []
-        block = max(1, _FAR_NUMBERS // (_FAR_DRAWS * moments.mean.shape[-1]))
+        balanced, found, classes = self._masks.balances(design), [], moments.mean.shape[-1]
+        most = GRADIENT_LIMIT // self._gradient_size(boundary.symbols, self._logits(classes))
+        block = max(1, min(most, _FAR_NUMBERS // (max(_FAR_DRAWS, moments.total) * classes)))
         sizes = [min(block, boundary.rows - start) for start in range(0, boundary.rows, block)]
         for part, own in zip(self._program.split(boundary, sizes), split_rows(moments, sizes), strict=True):
             levels = self.levels(part, own, seed, design, calibration)
@@ -107,8 +112,7 @@ class Refiner:
         self, boundary: Boundary, draws: Moments, seed: int, design: Design, calibration: Calibration
     ) -> Levels | None:
         """Put linear logits beside draws, which keep themselves; None where there are none to be had."""
-        outputs = 1 if self._head is Head.LOGIT else draws.mean.shape[-1]
-        gradients = self._gradients(boundary, outputs)
+        gradients = self._gradients(boundary, self._logits(draws.mean.shape[-1]))
         if gradients is None or self._program.fan_out > 1 or self._head not in (Head.LOGITS, Head.LOGIT):
             return None
         sites, g = self._program.sites, self._masks.group_size
@@ -136,13 +140,21 @@ class Refiner:
             self._expansion = expand(self._program)
         if self._expansion is None:
             return None
-        units = sum(math.prod(shape) for shape in self._program.mask_shapes(boundary.symbols))
-        block = max(1, GRADIENT_LIMIT // (outputs * max(1, units)))
+        block = max(1, GRADIENT_LIMIT // self._gradient_size(boundary.symbols, outputs))
         rows = [min(block, boundary.rows - start) for start in range(0, boundary.rows, block)]
         found = [mask_gradients(self._expansion, part, outputs) for part in self._program.split(boundary, rows)]
         if any(gradients is None for gradients in found):
             return None
         return [None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _logits(self, classes: int) -> int:
+        return 1 if self._head is Head.LOGIT else classes
+
+    def _gradient_size(self, symbols: Symbols, outputs: int) -> int:
+        """Return how many numbers the gradients of a row are, at most."""
+        sites = zip(self._program.sites, self._program.mask_shapes(symbols), strict=True)
+        units = sum(math.prod(shape) for site, shape in sites if site.kind is not SiteKind.WEIGHT)
+        return max(1, outputs * units)
 
     def _blocks(self, boundary: Boundary, first: int, count: int) -> Iterator[tuple[int, int]]:
         """Cut draws into whole groups whose masks fit: the first draw and how many."""

@@ -133,7 +133,7 @@ def ask(question: Question, limits: RequestLimits, adapt: Adapt | None = None) -
     spec = question.spec if served is None else replace(question.spec, coverage=_inside(served))
     plan = version.engine.plan(spec, min(limits.max_draws, limits.max_work // max(1, rows)), calibration)
     _check_work(plan, rows, version, limits)
-    warnings = tuple(_ignored(question, calibration))
+    warnings = tuple(_ignored(question, calibration, inputs))
     return Prediction(
         version, calibration, inputs, rows, plan, question.id, warnings, stream, coverage, served, question.priority
     )
@@ -226,8 +226,8 @@ def _working_bytes(plan: Plan, rows: int, manifest: Manifest, calibration: Calib
     return (kept * plan.max_draws + _PER_GROUP * groups) * twice * rows * manifest.outputs * 8
 
 
-def _ignored(question: Question, calibration: Calibration | None) -> Iterable[str]:
-    spec, manifest = question.spec, question.version.manifest
+def _ignored(question: Question, calibration: Calibration | None, inputs: Mapping[str, Tensor]) -> Iterable[str]:
+    spec, manifest, engine = question.spec, question.version.manifest, question.version.engine
     if manifest.task is Task.REGRESSION:
         yield from manifest.warnings
     if question.version.fallback:
@@ -240,5 +240,7 @@ def _ignored(question: Question, calibration: Calibration | None) -> Iterable[st
             yield f"estimator linearized has no effect: the version's calibration has to allow it; {why}"
         elif spec.scope is MaskScope.ROW:
             yield "estimator linearized has no effect where each row has masks of its own"
+        elif not engine.refiner.can_linearize(engine.program.symbols_of(inputs), manifest.outputs):
+            yield "estimator linearized has no effect on inputs of this size: their gradients are too many to keep"
     if spec.uncalibrated and calibration is None:
         yield "uncalibrated has no effect: this version has no calibration"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from calibrations import calibration
 from dubito_models.engine import wants
 from dubito_models.errors import InvalidArgument
 from dubito_models.package import ModelVersion, load_version
@@ -60,6 +61,14 @@ def calibrated(network: nn.Module, folder: Path, name: str = "m", **options: obj
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     return calibrated(wide(), tmp_path_factory.mktemp("repository"))
+
+
+def set_rates(network: nn.Module, rate: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = rate
 
 
 def ask(version: ModelVersion, x: Tensor, **asked: object) -> Classification:
@@ -156,12 +165,15 @@ def test_two_classes_of_one_logit(tmp_path: Path) -> None:
 # --- Where it stays off ---
 
 
-@pytest.mark.parametrize("case", ["narrow", "cnn", "fan"])
+@pytest.mark.parametrize("case", ["narrow", "cnn", "encoder", "fan"])
 def test_it_is_off_where_it_does_not_serve_and_the_answer_is_the_plain_one(case: str, tmp_path: Path) -> None:
-    if case == "cnn":
-        network, x = build("cnn").eval(), sample("cnn", 60)
-        version = pack(network, sample("cnn", 4), repository=tmp_path, name="m", task="classification", head="logits")
-        version.calibrate({name: value.numpy() for name, value in x.items()}, np.arange(60) % 5)
+    if case in ("cnn", "encoder"):
+        network, x = build(case).eval(), sample(case, 60)
+        if case == "encoder":
+            set_rates(network, 0.3)  # at .1 one with random weights is near the border
+        version = pack(network, sample(case, 4), repository=tmp_path, name="m", task="classification", head="logits")
+        classes = version.manifest.outputs
+        version.calibrate({name: value.numpy() for name, value in x.items()}, np.arange(60) % classes)
         inputs = {name: value[:3].numpy() for name, value in x.items()}
     else:
         options = {"fan_out": 4} if case == "fan" else {}
@@ -179,6 +191,42 @@ def test_it_is_off_without_a_calibration_and_for_rows_apart(version: ModelVersio
     assert engine.predict(inputs, SamplingSpec(estimator=LINEAR)).estimator == "plain"
     apart = engine.predict(inputs, SamplingSpec(estimator=LINEAR, scope=MaskScope.ROW), version.calibration)
     assert apart.estimator == "plain"
+
+
+class Pooled(nn.Module):
+    """The wide network at every step of a series of free length, its logits' hidden layer averaged over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        *hidden, self.head = wide(width=256)
+        self.hidden = nn.Sequential(*hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x).mean(1))
+
+
+def test_it_is_off_where_a_long_input_has_too_many_gradients(tmp_path: Path) -> None:
+    """512 units at each of 9,000 steps, 4 logits: more numbers than are kept of a row; at 300 steps they are fewer."""
+    series = torch.randn(3, 9000, 6, generator=torch.Generator().manual_seed(5))
+    options = {"task": "classification", "head": "logits", "dynamic": {"x": {1: "length"}}}
+    version = pack(Pooled().eval(), series[:, :3].contiguous(), repository=tmp_path, name="m", **options)
+    for usual, validity in ((Estimator.PLAIN, Validity.EXACT), (LINEAR, Validity.APPROXIMATE)):
+        plan = version.engine.plan(SamplingSpec(max_draws=20))
+        allowed = calibration(
+            linearized=True, estimator=usual, draws=20, seed=plan.seed, design=plan.design.value,
+            group_size=plan.group_size, min_draws=plan.min_draws,
+        )  # fmt: skip
+        short, long = (
+            version.engine.predict({"x": x}, SamplingSpec(max_draws=20, estimator=LINEAR), allowed)
+            for x in (series[:, :300].contiguous(), series[:1])
+        )
+        assert (short.estimator, long.estimator) == ("linearized", "plain")
+        assert long.calibration_validity is validity
+        plain = version.engine.predict(
+            {"x": series[:1]}, SamplingSpec(max_draws=20, estimator=Estimator.PLAIN), allowed
+        )
+        np.testing.assert_array_equal(long.answer.probabilities, plain.answer.probabilities)
+        np.testing.assert_array_equal(long.standard_error, plain.standard_error)
 
 
 def test_a_regression_has_no_logits(packed: Packed) -> None:

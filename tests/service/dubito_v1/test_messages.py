@@ -223,6 +223,17 @@ def test_what_a_version_falls_back_to_is_said_in_answers_and_of_the_model(
     assert list(told) == [*version.manifest.warnings, "draws are float32 here"]
 
 
+def test_linear_logits_of_inputs_with_too_many_gradients_have_no_effect(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = good()
+    request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
+    monkeypatch.setattr(registry.find("mlp", None), "calibration", calibration(linearized=True))
+    monkeypatch.setattr("dubito_models.refining.GRADIENT_LIMIT", 1)
+    [warning] = read_prediction(request, registry, LIMITS).warnings
+    assert "estimator linearized has no effect on inputs of this size" in warning
+
+
 def test_linear_logits_of_a_regression_are_refused(registry: Registry) -> None:
     request = good("price")
     request.sampling.estimator = pb.ESTIMATOR_LINEARIZED
