@@ -492,7 +492,7 @@ def wants(run: Run, *, watched: bool = False) -> int:
     if run.settled and not run.rows:
         return 0
     stepwise = watched or run.plan.spec.stops
-    return (run.plan.look_after(run.next_draw) if stepwise else run.plan.max_draws) - run.next_draw
+    return (run.plan.look_after(run.next_draw, watched=watched) if stepwise else run.plan.max_draws) - run.next_draw
 
 
 def _validity(run: Run, reason: StopReason, estimator: Estimator, precision: Precision) -> Validity:

@@ -104,7 +104,8 @@ class Plan:
         """After how many groups a rule may look first."""
         return max(self.stopping.least_groups, -(-self.min_draws // self.group_size))
 
-    def look_after(self, draws: int) -> int:
-        """Return after how many draws a rule, or whoever watches, looks next, so many having been made."""
-        looks = next_look(max(draws // self.group_size, self.first_look - 1))
+    def look_after(self, draws: int, *, watched: bool = False) -> int:
+        """Return after how many draws a rule looks next, so many having been made; whoever watches looks at once."""
+        skipped = 0 if watched else self.first_look - 1
+        looks = next_look(max(draws // self.group_size, skipped))
         return min(self.max_draws, looks * self.group_size)

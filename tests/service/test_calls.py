@@ -181,6 +181,22 @@ async def test_cancelling_one_of_many_leaves_the_others_unaffected(opened: Open)
         await calls[2]
 
 
+async def test_a_stream_begins_with_the_first_group_whatever_the_rule(opened: Open) -> None:
+    inside, gate = await opened(), Gate()
+    inside.engine.hook = lambda this: gate(this) if this.first else None  # all passes but the first
+    request = asking(2, max_draws=80)
+    request.sampling.stopping.quantity, request.sampling.stopping.target = pb.STOPPING_QUANTITY_MUTUAL_INFORMATION, 0.01
+    stream = aiter(inside.stub.PredictStream(request, timeout=SECONDS))
+    first = await anext(stream)
+    gate.open()
+    replies = [first, *[reply async for reply in stream]]
+    assert tensors.decode(first.draws).tolist() == [inside.engine.masks.group_size] * 2
+    assert [reply.final for reply in replies] == [False] * (len(replies) - 1) + [True]
+    whole = await inside.predict(request)
+    assert tensors.decode(replies[-1].draws).tolist() == tensors.decode(whole.draws).tolist()
+    np.testing.assert_allclose(probabilities(replies[-1]), probabilities(whole), rtol=0, atol=1e-6)
+
+
 async def test_a_failure_is_internal_with_an_id_that_the_log_explains(opened, caplog: pytest.LogCaptureFixture) -> None:
     inside = await opened()
 

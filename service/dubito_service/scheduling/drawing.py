@@ -144,7 +144,7 @@ class DrawJob(Job[Drawn]):
         if self.run is not None:
             return wants(self.run, watched=watched)
         plan = self.request.plan
-        return plan.look_after(0) if watched or plan.spec.stops else plan.max_draws
+        return plan.look_after(0, watched=watched) if watched or plan.spec.stops else plan.max_draws
 
     @property
     def ready(self) -> bool:

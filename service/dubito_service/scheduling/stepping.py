@@ -245,7 +245,9 @@ class Stepper:
         """Tell watchers what their draws say so far, where somebody looks now."""
         for job in jobs:
             run, watcher = job.run, job.watcher
-            if run is None or watcher is None or run.plan.look_after(run.next_draw - 1) != run.next_draw:
+            if run is None or watcher is None:
+                continue
+            if run.plan.look_after(run.next_draw - 1, watched=True) != run.next_draw:
                 continue
             try:
                 [predictive] = job.engine.finish([run], StopReason.UNFINISHED)

@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from dubito_models.engine import Engine, Run
 from dubito_models.predictive import Classification, Predictive, StopReason
-from dubito_models.stopping import Stopping, StoppingRule
+from dubito_models.stopping import Quantity, Stopping, StoppingRule
 from dubito_service.errors import DeadlineMissed, Draining, OutOfMemory, QueueFull, WorkerLost
 from dubito_service.reports import PassReport, Report, StepReport, WorkerReport
 from dubito_service.scheduling import dispatching, stepping
@@ -617,6 +618,27 @@ async def test_whoever_watches_sees_more_and_more_draws(worker: DeviceWorker, en
     assert_same(seen[-1], alone(asked))
     for each in seen[:-1]:
         assert_same(each, alone(request(engine, rows=3, max_draws=int(each.draws[0]))))
+
+
+@pytest.mark.parametrize("asked", [
+    {},
+    {"min_draws": 100},
+    {"stopping": Stopping(StoppingRule.TOLERANCE, Quantity.PREDICTIVE_ENTROPY, 0.02)},
+    {"stopping": Stopping(StoppingRule.TOLERANCE, target=0.02), "min_draws": 60},
+])  # fmt: skip
+async def test_whoever_watches_hears_of_the_first_group_whatever_the_rule(
+    worker: DeviceWorker, engine: Hooked, asked: dict[str, Any]
+) -> None:
+    one, gate = request(engine, rows=3, max_draws=160, **asked), Gate()
+    engine.hook = lambda this: gate(this) if this.first else None  # all passes but the first
+    async with contextlib.aclosing(worker.watch(one)) as watching:
+        first = (await anext(watching)).predictive
+        gate.open()
+        last = [drawn.predictive async for drawn in watching][-1]
+    assert set(first.stop_reason) == {StopReason.UNFINISHED}
+    assert_same(first, alone(request(engine, rows=3, max_draws=engine.masks.group_size)))
+    assert_same(last, alone(one))
+    assert last.stop_reason == alone(one).stop_reason
 
 
 async def test_whoever_watches_slowly_misses_what_is_out_of_date(worker: DeviceWorker, engine: Hooked) -> None:
