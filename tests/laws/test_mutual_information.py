@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from dubito_models.data import digits
 from dubito_models.package import ModelVersion
@@ -14,29 +12,16 @@ from dubito_models.packing import pack
 from dubito_models.predictive import Classification
 from dubito_models.sampling import SamplingSpec
 from dubito_models.thinning import Design, MaskScope
+from trained import train_on_digits
 
 FEW, MANY, SEEDS = 40, 20_000, 24
 
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    """Train a network on the digits for a moment."""
-    rows = digits().train
-    images, labels = torch.tensor(rows.inputs), torch.tensor(rows.targets)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layers: list[nn.Module] = [nn.Flatten()]
-        for width in (64, 128):
-            layers += [nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.3)]
-        network = nn.Sequential(*layers, nn.Linear(128, 10)).train()
-        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-        for _ in range(600):
-            batch = torch.randint(len(labels), (64,))
-            optimizer.zero_grad()
-            F.cross_entropy(network(images[batch]), labels[batch]).backward()
-            optimizer.step()
     where = {"repository": tmp_path_factory.mktemp("repository"), "name": "digits"}
-    return pack(network.eval(), images[:2], task="classification", head="logits", **where)
+    example = torch.tensor(digits().train.inputs[:2])
+    return pack(train_on_digits(), example, task="classification", head="logits", **where)
 
 
 def information(version: ModelVersion, rows: np.ndarray, **asked: object) -> tuple[float, float]:
