@@ -273,7 +273,8 @@ def _epistemic(column: arrow.ChunkedArray, classifies: bool) -> NDArray[np.float
     known = column.drop_null().combine_chunks()
     nested = arrow.types.is_fixed_size_list(known.type)
     values: NDArray[np.float64] = (known.flatten() if nested else known).to_numpy(zero_copy_only=False)
-    return values if classifies else np.sqrt(values.reshape(len(known), -1).max(1))
+    targets = known.type.list_size if nested else 1  # said, since of no rows numpy cannot tell it
+    return values if classifies else np.sqrt(values.reshape(len(known), targets).max(1))
 
 
 def _measure(tally: _Tally, doubt: NDArray[np.float64], threshold: float | None) -> None:

@@ -130,19 +130,51 @@ def test_a_summary_is_read_as_it_was_written_and_holds_what_follows_from_it(sour
         read_summary(folder)
 
 
+SEVERAL = pytest.mark.parametrize("described", [CLASSIFIER, replace(REGRESSION, outputs=1), REGRESSION])
+
+
 @pytest.mark.usefixtures("_no_page")
-def test_one_draw_tells_no_epistemic_uncertainty_and_the_summary_does_not_either(tmp_path: Path) -> None:
+@SEVERAL
+def test_one_draw_tells_no_epistemic_uncertainty_and_the_summary_does_not_either(tmp_path: Path, described) -> None:
     class OneDraw(StandIn):
         def score(self, inputs):
             found = super().score(inputs)
-            del found["mutual_information"]
+            if self.described.classifies:
+                del found["mutual_information"]
+            else:
+                found["epistemic_variance"] = np.full_like(found["mean"], np.nan)
             return found
 
-    summary, _ = summed(write_input(tmp_path / "in", 50), tmp_path / "out", OneDraw(), 0.1)
+    summary, _ = summed(write_input(tmp_path / "in", 50), tmp_path / "out", OneDraw(described), 0.1)
     assert summary.epistemic is None
     chart, page = compose_page(summary)
     assert chart is None
     assert "<img" not in page
+
+
+@pytest.mark.usefixtures("_no_page")
+@SEVERAL
+def test_a_part_without_an_answered_row_adds_none_to_the_spread(tmp_path: Path, described) -> None:
+    source = write_input(tmp_path / "in", 256)
+    rows = table(256, 0).to_pydict()
+    rows["f1"][128:] = [math.nan] * 128
+    parquet.write_table(arrow.table(rows), source / "day-0.parquet")
+    summary, _ = summed(source, tmp_path / "out", StandIn(described), 0.1)
+    assert (summary.rows, summary.invalid, summary.parts) == (256, 128, 2)
+    assert summary.epistemic is not None
+    assert summary.epistemic.rows == 128
+
+
+@pytest.mark.usefixtures("_no_page")
+@SEVERAL
+@pytest.mark.parametrize("count", [0, 50])
+def test_a_job_without_an_answered_row_has_a_summary(tmp_path: Path, described, count: int) -> None:
+    rows = {**table(count).to_pydict(), "f1": [math.nan] * count}
+    source = tmp_path / "in.parquet"
+    parquet.write_table(arrow.table(rows, table(0).schema), source)
+    summary, _ = summed(source, tmp_path / "out", StandIn(described), 0.1)
+    assert (summary.rows, summary.invalid, summary.epistemic) == (count, count, None)
+    assert describe(summary)
 
 
 def test_the_page_stands_alone_and_says_what_the_terminal_does(source: Path, tmp_path: Path) -> None:
