@@ -127,16 +127,21 @@ def check_asked(asked: Asked, described: Described) -> None:
                 raise refused(name, value, f"none: {label} is a classifier")
 
 
-def scored_schema(schema: arrow.Schema, described: Described, asked: Asked) -> arrow.Schema:
-    """Return the columns of a table once it is scored: its own, then those of `result_schema`.
-
-    Raises `InvalidArgument` where a name of its own begins as those added do, or stands there twice.
-    """
+def check_names(schema: arrow.Schema) -> None:
+    """Raise `InvalidArgument` where a table's own name of a column begins as those added do, or stands there twice."""
     for name in schema.names:
         if name.startswith(PREFIX):
             raise refused("input", f"a column {name!r}", f"names that do not begin with {PREFIX}, as those added do")
         if len(schema.get_all_field_indices(name)) > 1:
             raise refused("input", f"two columns {name!r}", "each name once")
+
+
+def scored_schema(schema: arrow.Schema, described: Described, asked: Asked) -> arrow.Schema:
+    """Return the columns of a table once it is scored: its own, then those of `result_schema`.
+
+    Raises `InvalidArgument` where `check_names` does.
+    """
+    check_names(schema)
     return arrow.schema([*schema, *result_schema(described, asked)], schema.metadata)
 
 

@@ -17,16 +17,17 @@ import pyarrow as arrow
 from fsspec.core import url_to_fs
 
 from dubito_batch.answers import assemble
-from dubito_batch.features import FeatureMap, map_columns
+from dubito_batch.features import FeatureMap
 from dubito_batch.ledger import LEDGER, SUMMARY, Ledger, check_output, check_same, describe_job
 from dubito_batch.memory import peak_memory
 from dubito_batch.page import PAGE, put_page
 from dubito_batch.parts import Folder, Place, encode_part, open_folder
 from dubito_batch.ray_engine import RayModel, score_missing_on_ray
 from dubito_batch.running import Progress, Watch, score_missing
-from dubito_batch.scoring import Scorer, choose_batch_rows
-from dubito_batch.sources import InputFile, find_files, read_schema
+from dubito_batch.scoring import Scorer, choose_batch_rows, map_files
+from dubito_batch.sources import InputFile, find_files
 from dubito_batch.summary import Summary, read_summary, summarize
+from dubito_batch.tables import read_schemas, unify
 from dubito_batch.work import Work
 from dubito_client.errors import InvalidArgument, refused
 
@@ -81,10 +82,11 @@ def run_job(
     scorer = open_scorer(None if begun is None else begun.passes)
     if isinstance(scorer, RayModel) and job.limit_memory is not None:
         raise refused("limit_memory", job.limit_memory, "none on Ray, whose workers are other processes")
-    schema = read_schema(files[0])
-    mapping = map_columns(scorer.described.inputs, schema, job.columns)
-    nothing = _score_nothing(schema, scorer)
-    ledger = _describe(job, scorer, mapping, files)
+    schemas = read_schemas(files)
+    mapping = map_files(scorer.described.inputs, schemas, job.columns)
+    table = unify(schemas)
+    nothing = _score_nothing(table, scorer)
+    ledger = _describe(job, scorer, mapping, files, table)
     folder.make()
     with folder.locked():
         begun = check_output(folder, job.resume)
@@ -96,7 +98,7 @@ def run_job(
             complete = read_summary(folder)
             if complete is not None and _says_all(complete, job):
                 return Outcome(complete, False, "" if PAGE in folder.names() else "no page")
-        work, workers = Work(folder, ledger, mapping, job.strict), job.workers or scorer.threads
+        work, workers = Work(folder, ledger, mapping, table, job.strict), job.workers or scorer.threads
         if isinstance(scorer, RayModel):
             done = score_missing_on_ray(work, scorer, watch, actors=workers)
         else:
@@ -152,7 +154,9 @@ def _score_nothing(schema: arrow.Schema, scorer: Scorer | RayModel) -> bytes:
         raise refused("input", f"a column that Parquet cannot hold ({error})", "columns that it can") from error
 
 
-def _describe(job: Job, scorer: Scorer | RayModel, mapping: FeatureMap, files: tuple[InputFile, ...]) -> Ledger:
+def _describe(
+    job: Job, scorer: Scorer | RayModel, mapping: FeatureMap, files: tuple[InputFile, ...], table: arrow.Schema
+) -> Ledger:
     return describe_job(
         scorer.described,
         scorer.asked.document(),
@@ -161,6 +165,7 @@ def _describe(job: Job, scorer: Scorer | RayModel, mapping: FeatureMap, files: t
         files,
         scorer.passes,
         {"dubito": release_of("dubito"), "pyarrow": arrow.__version__},
+        {field.name: str(field.type) for field in table},
     )
 
 

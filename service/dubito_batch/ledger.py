@@ -34,6 +34,7 @@ class Ledger:
     files: tuple[InputFile, ...]
     passes: Mapping[str, Any]  # what rounding hangs on, beside all that
     software: Mapping[str, str]  # versions by name
+    table: Mapping[str, str]  # types of its columns, by name
 
     def encode(self) -> bytes:
         """Return it as it is written."""
@@ -48,6 +49,7 @@ def describe_job(
     files: tuple[InputFile, ...],
     passes: Mapping[str, Any],
     software: Mapping[str, str],
+    table: Mapping[str, str],
 ) -> Ledger:
     """Return the ledger of a job, with everything as JSON has it, so that it equals what is read back."""
     return _read(
@@ -62,6 +64,7 @@ def describe_job(
             files=files,
             passes=passes,
             software=software,
+            table=table,
         ).encode()
     )
 
@@ -121,6 +124,8 @@ def _differences(was: Ledger, now: Ledger) -> Iterator[InvalidArgument]:
         yield from _of(f"columns of {name}", _listed(was.columns.get(name)), _listed(now.columns.get(name)))
     yield from _of("batch_rows", was.batch_rows, now.batch_rows)
     yield from _of_files(was, now)
+    for name in {**was.table, **now.table}:
+        yield from _of(f"column {name}", was.table.get(name, "none"), now.table.get(name, "none"))
     for what, before, after in (("passes", was.passes, now.passes), ("version of", was.software, now.software)):
         for name in {**before, **after}:
             yield from _of(f"{what} {name}", before.get(name), after.get(name))

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as arrow
 from numpy.typing import NDArray
 
-from dubito_batch.answers import Asked, Described, Scored, assemble
+from dubito_batch.answers import Asked, Described, Scored, assemble, check_names
 from dubito_batch.features import FeatureMap, check_columns, map_columns, read_features
 from dubito_batch.remote import RemoteScorer
-from dubito_batch.sources import find_files, read_blocks, read_schema
+from dubito_batch.sources import InputFile, find_files, read_blocks
+from dubito_batch.tables import conform, naming, read_schemas, unify
 from dubito_client.answers import InputSignature
 from dubito_client.client import Client
 from dubito_client.errors import InvalidArgument, refused
@@ -143,17 +144,36 @@ def open_scorer(model: Model, asked: Asked | None = None) -> Scorer:
     return model
 
 
+def map_files(
+    inputs: Sequence[InputSignature],
+    schemas: Mapping[InputFile, arrow.Schema],
+    columns: Mapping[str, Sequence[str]] | None,
+) -> FeatureMap:
+    """Find the columns for each input as `map_columns` does, in the first file, and see that all files have them.
+
+    Raises `InvalidArgument`, by file, also where a name of a column begins as those added do.
+    """
+    first = next(iter(schemas))
+    with naming(first):
+        mapping = map_columns(inputs, schemas[first], columns)
+    for file, schema in schemas.items():
+        with naming(file):
+            check_columns(mapping, schema)
+            check_names(schema)
+    return mapping
+
+
 def _mapped(
     source: Source, scorer: Scorer, columns: Mapping[str, Sequence[str]] | None, batch_rows: int
 ) -> Iterator[tuple[arrow.RecordBatch, FeatureMap]]:
     """Yield blocks and what feeds the inputs; the columns that the first has are looked for in all."""
     if isinstance(source, str | os.PathLike):
         files = find_files(os.fspath(source))
-        mapping = map_columns(scorer.described.inputs, read_schema(files[0]), columns)
+        schemas = read_schemas(files)
+        mapping, table = map_files(scorer.described.inputs, schemas, columns), unify(schemas)
         for file in files:
-            check_columns(mapping, read_schema(file))
             for block in read_blocks(file, batch_rows):
-                yield block, mapping
+                yield conform(block, table, file), mapping
         return
     if isinstance(source, arrow.RecordBatch):
         source = [source]

@@ -16,6 +16,7 @@ from dubito_batch.parts import Folder, Place, encode_part
 from dubito_batch.scoring import Scorer, score_block
 from dubito_batch.sources import count_rows, read_blocks, read_schema
 from dubito_batch.summary import DRAWS, count_invalid, first_problem
+from dubito_batch.tables import conform, naming
 from dubito_client.errors import refused
 
 
@@ -52,6 +53,7 @@ class Work:
     folder: Folder
     ledger: Ledger
     mapping: FeatureMap
+    table: arrow.Schema  # of the rows of all files
     strict: bool = False
 
     def total(self) -> int | None:
@@ -89,9 +91,14 @@ class Work:
     def read(self, stretch: Stretch) -> Iterator[Block]:
         """Read the blocks of a stretch; none where the file ends before it."""
         first, file = stretch.first, self.ledger.files[stretch.first.file]
-        check_columns(self.mapping, read_schema(file))
+        schema = read_schema(file)
+        with naming(file):
+            check_columns(self.mapping, schema)
         found = islice(read_blocks(file, self.ledger.batch_rows, first.block), stretch.blocks)
-        return (Block(Place(first.file, number), rows) for number, rows in enumerate(found, first.block))
+        return (
+            Block(Place(first.file, number), conform(rows, self.table, file))
+            for number, rows in enumerate(found, first.block)
+        )
 
     def score(self, block: Block, scorer: Scorer) -> Block:
         """Score a block."""

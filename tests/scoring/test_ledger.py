@@ -30,11 +30,12 @@ ASKED = {
     "stopping": {"rule": "tolerance", "target": 0.01, "level": None},
     "quantiles": [0.5],
 }
+TABLE = {"f0": "double", "f1": "double"}
 SOFTWARE = {"dubito": "0.1.0", "pyarrow": "26.0.1"}
 
 
 def ledger(**changes: Any) -> Ledger:
-    begun = describe_job(CLASSIFIER, ASKED, {"x": ("f0", "f1")}, 64, FILES, {"slice_rows": 256}, SOFTWARE)
+    begun = describe_job(CLASSIFIER, ASKED, {"x": ("f0", "f1")}, 64, FILES, {"slice_rows": 256}, SOFTWARE, TABLE)
     return replace(begun, **changes)
 
 
@@ -191,6 +192,8 @@ def test_a_folder_with_a_job_wants_resume_and_one_with_anything_else_is_refused(
         ({"batch_rows": 128}, "batch_rows: got 128; accepted: 64, with which"),
         ({"passes": {"slice_rows": 128}}, "passes slice_rows: got 128; accepted: 256, with which"),
         ({"software": {**SOFTWARE, "dubito": "0.2.0"}}, "version of dubito: got 0.2.0; accepted: 0.1.0, with which"),
+        ({"table": {**TABLE, "f1": "string"}}, "column f1: got string; accepted: double, with which"),
+        ({"table": {**TABLE, "id": "int64"}}, "column id: got int64; accepted: none, with which"),
         ({"files": FILES[:1]}, "input: got /data/b.csv no more; accepted: the input as it was when"),
         ({"files": FILES[::-1]}, "input: got its files in another order; accepted: the input as it was when"),
         ({"files": (*FILES, replace(FILES[0], url="/c.csv"))}, "input: got /c.csv, which is new; accepted"),
