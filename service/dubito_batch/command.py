@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dubito_batch.answers import Asked
 from dubito_batch.features import read_asked
-from dubito_batch.job import Job, Outcome, run_job
+from dubito_batch.job import InputChanged, Job, Outcome, run_job
 from dubito_batch.page import PAGE, describe, file_name
 from dubito_batch.progress import shown
 from dubito_batch.ray_engine import Opening, RayModel, connected, open_on_ray
@@ -148,7 +148,8 @@ def score(ctx: click.Context, /, **options: Any) -> None:
             ctx.exit(128 + (signals.told or signal.SIGINT))
         except DubitoClientError as error:
             ended = failure(error)
-            raise type(ended)(ended.message + _kept(last)) from error
+            kept = "" if isinstance(error, InputChanged) else _kept(last)
+            raise type(ended)(ended.message + kept) from error
     if options["as_json"]:
         page = None if outcome.no_page else PAGE
         click.echo(json.dumps({**outcome.summary.document(), "output": job.output, "page": page}, allow_nan=False))

@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 
 from dubito_batch.answers import assemble
 from dubito_batch.features import FeatureMap
-from dubito_batch.ledger import LEDGER, SUMMARY, Ledger, check_output, check_same, describe_job
+from dubito_batch.ledger import LEDGER, SUMMARY, Ledger, anew, check_output, check_same, describe_job
 from dubito_batch.memory import peak_memory
 from dubito_batch.page import PAGE, put_page
 from dubito_batch.parts import Folder, Place, encode_part, open_folder
@@ -54,6 +54,10 @@ class Outcome:
     summary: Summary
     fresh: bool
     no_page: str  # why there is no page beside the summary; empty where there is one
+
+
+class InputChanged(InvalidArgument):
+    """A file of the input was not the same throughout: the job cannot go on with its parts."""
 
 
 def run_job(
@@ -94,10 +98,12 @@ def run_job(
         if begun is None:
             folder.put(LEDGER, ledger.encode())
         else:
-            check_same(begun, ledger)
+            check_same(begun, ledger, {place.file for place in folder.parts()})
             complete = read_summary(folder)
-            if complete is not None and _says_all(complete, job):
+            if complete is not None and begun == ledger and _says_all(complete, job):
                 return Outcome(complete, False, "" if PAGE in folder.names() else "no page")
+            if begun != ledger:
+                folder.put(LEDGER, ledger.encode())
         work, workers = Work(folder, ledger, mapping, table, job.strict), job.workers or scorer.threads
         if isinstance(scorer, RayModel):
             done = score_missing_on_ray(work, scorer, watch, actors=workers)
@@ -170,12 +176,14 @@ def _describe(
 
 
 def _check_unchanged(files: Iterable[InputFile], source: str) -> None:
-    """Raise `InvalidArgument` where a part may be of other rows than its neighbours; a file that is gone was read."""
+    """Raise `InputChanged` where a part may be of other rows than its neighbours; a file that is gone was read."""
     try:
         now = {file.url: file for file in find_files(source)}
     except InvalidArgument:
         return
-    for file in files:
+    for number, file in enumerate(files):
         if now.get(file.url, file) != file:
-            accepted = "a file that stays as it is; score it anew to another output"
-            raise refused("input", f"{file.url}, which changed while the job ran", accepted)
+            error = refused(
+                "input", f"{file.url}, which changed while the job ran", f"one that does not; {anew(number)}"
+            )
+            raise InputChanged(str(error), error.violations)

@@ -1,18 +1,19 @@
 """The ledger: what an output folder says of the job that fills it, so that only the same job goes on there.
 
-It is written before the first part and never changed. The summary, written after the last part, says that the job is
-complete. Both names begin with an underscore: what reads a folder of Parquet files passes over them.
+It is written before the first part, and changes only where a file of the input did of which there is none. The
+summary, written after the last part, says that the job is complete. Both names begin with an underscore: what reads a
+folder of Parquet files passes over them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dubito_batch.answers import Described
-from dubito_batch.parts import Folder
+from dubito_batch.parts import Folder, Place
 from dubito_batch.sources import InputFile
 from dubito_client.errors import InvalidArgument, refused
 
@@ -105,14 +106,17 @@ def check_output(folder: Folder, resume: bool) -> Ledger | None:
     return found
 
 
-def check_same(was: Ledger, now: Ledger) -> None:
-    """Raise `InvalidArgument` where a job is not the one that was begun: by name, what it was and what it is now."""
-    difference = next(_differences(was, now), None)
+def check_same(was: Ledger, now: Ledger, begun: Container[int]) -> None:
+    """Raise `InvalidArgument` where a job is not the one that was begun: by name, what it was and what it is now.
+
+    `begun`: numbers of the files of which there are parts; the others may have changed.
+    """
+    difference = next(_differences(was, now, begun), None)
     if difference is not None:
         raise difference
 
 
-def _differences(was: Ledger, now: Ledger) -> Iterator[InvalidArgument]:
+def _differences(was: Ledger, now: Ledger, begun: Container[int]) -> Iterator[InvalidArgument]:
     """List what differs, what a caller chose first."""
     for name in ("model", "version"):
         yield from _of(name, getattr(was, name), getattr(now, name))
@@ -123,7 +127,7 @@ def _differences(was: Ledger, now: Ledger) -> Iterator[InvalidArgument]:
     for name in {**was.columns, **now.columns}:
         yield from _of(f"columns of {name}", _listed(was.columns.get(name)), _listed(now.columns.get(name)))
     yield from _of("batch_rows", was.batch_rows, now.batch_rows)
-    yield from _of_files(was, now)
+    yield from _of_files(was, now, begun)
     for name in {**was.table, **now.table}:
         yield from _of(f"column {name}", was.table.get(name, "none"), now.table.get(name, "none"))
     for what, before, after in (("passes", was.passes, now.passes), ("version of", was.software, now.software)):
@@ -144,19 +148,24 @@ def _of_checksums(was: Ledger, now: Ledger) -> Iterator[InvalidArgument]:
             yield refused("version", given, f"the {name} of checksum {was.checksums.get(name, 'none')[:16]}")
 
 
-def _of_files(was: Ledger, now: Ledger) -> Iterator[InvalidArgument]:
+def _of_files(was: Ledger, now: Ledger, begun: Container[int]) -> Iterator[InvalidArgument]:
     before, after = ({file.url: file for file in each.files} for each in (was, now))
     accepted = "the input as it was when the job was begun"
-    for url, file in before.items():
+    for number, (url, file) in enumerate(before.items()):
         if url not in after:
             yield refused("input", f"{url} no more", accepted)
-        elif after[url] != file:
+        elif after[url] != file and number in begun:
             size = f", {file.size} bytes then and {after[url].size} now" if after[url].size != file.size else ""
-            yield refused("input", f"{url} changed{size}", accepted)
+            yield refused("input", f"{url} changed{size}", f"{accepted}; {anew(number)}")
     for url in after.keys() - before.keys():
         yield refused("input", f"{url}, which is new", accepted)
     if [*before] != [*after]:
         yield refused("input", "its files in another order", accepted)
+
+
+def anew(file: int) -> str:
+    """Say how the file of this number is scored once more, as it is now."""
+    return f"without its parts ({Place(file, 0).stem}-*.parquet), --resume scores the file as it is now"
 
 
 def _listed(names: tuple[str, ...] | None) -> str | None:

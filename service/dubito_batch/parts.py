@@ -38,7 +38,12 @@ class Place:
     @property
     def name(self) -> str:
         """The name of the part that the block becomes."""
-        return f"part-{self.file:05d}-{self.block:07d}.parquet"
+        return f"{self.stem}-{self.block:07d}.parquet"
+
+    @property
+    def stem(self) -> str:
+        """How the names of all parts of the file begin."""
+        return f"part-{self.file:05d}"
 
 
 def _is_word(kind: arrow.DataType) -> bool:

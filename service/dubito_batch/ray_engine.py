@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dubito_batch.answers import Asked, Described
 from dubito_batch.parts import Place
 from dubito_batch.running import Progress, Watch
-from dubito_batch.sources import count_rows
-from dubito_batch.work import Stretch, Work, Written
+from dubito_batch.work import Stretch, Work, Written, total
 from dubito_client.errors import DubitoClientError, ServerError, Unavailable, refused
 
 if TYPE_CHECKING:
@@ -171,10 +170,9 @@ def score_missing_on_ray(work: Work, model: RayModel, watch: Watch, *, actors: i
     Raises what the first failure was: in the order of the input where the work is strict. Finished parts are kept.
     """
     done, rows = work.done()
-    counts = [count_rows(file) for file in work.ledger.files]
-    known = [count for count in counts if count is not None]
+    counts = work.counts()
     start = watch.clock()
-    progress = Progress(total=sum(known) if len(known) == len(counts) else None, rows=rows, parts=len(done))
+    progress = Progress(total=total(counts), rows=rows, parts=len(done))
     watch.report(progress)
     watch.check()
     stretches = cut(work.missing(done), counts, work.ledger.batch_rows, actors)
@@ -197,8 +195,8 @@ def cut(missing: Iterable[Stretch], counts: list[int | None], batch_rows: int, a
             blocks = -(-rows // batch_rows) - stretch.first.block
         if blocks is None or blocks > 0:
             whole.append(Stretch(stretch.first, blocks))
-    total = sum(stretch.blocks or 0 for stretch in whole)
-    size = max(1, min(_MOST_BLOCKS, total // (_STRETCHES * actors)))
+    blocks_known = sum(stretch.blocks or 0 for stretch in whole)
+    size = max(1, min(_MOST_BLOCKS, blocks_known // (_STRETCHES * actors)))
     return [piece for stretch in whole for piece in _pieces(stretch, size)]
 
 

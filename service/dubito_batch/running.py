@@ -10,7 +10,7 @@ from itertools import chain
 from dubito_batch.flow import flow
 from dubito_batch.memory import window_of
 from dubito_batch.scoring import Scorer
-from dubito_batch.work import Work, Written
+from dubito_batch.work import Work, Written, total
 from dubito_client.errors import DubitoClientError
 
 AHEAD = 2  # blocks under way beside those that are scored: one is read, one is written
@@ -79,7 +79,7 @@ def score_missing(work: Work, scorer: Scorer, watch: Watch, *, workers: int, lim
     done, rows = work.done()
     start, before = watch.clock(), watch.peak()
     window = workers + AHEAD if limit_memory is None else 1
-    progress = Progress(total=work.total(), rows=rows, parts=len(done))
+    progress = Progress(total=total(work.counts()), rows=rows, parts=len(done))
     watch.report(progress)
 
     def written(part: Written) -> None:

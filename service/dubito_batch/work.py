@@ -14,10 +14,10 @@ from dubito_batch.features import FeatureMap, check_columns
 from dubito_batch.ledger import Ledger
 from dubito_batch.parts import Folder, Place, encode_part
 from dubito_batch.scoring import Scorer, score_block
-from dubito_batch.sources import count_rows, read_blocks, read_schema
+from dubito_batch.sources import InputFile, count_rows, read_blocks, read_schema
 from dubito_batch.summary import DRAWS, count_invalid, first_problem
 from dubito_batch.tables import conform, naming
-from dubito_client.errors import refused
+from dubito_client.errors import InvalidArgument, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,9 @@ class Work:
     table: arrow.Schema  # of the rows of all files
     strict: bool = False
 
-    def total(self) -> int | None:
-        """Count the rows of the input; None where it does not say."""
-        total = 0
-        for file in self.ledger.files:
-            rows = count_rows(file)
-            if rows is None:
-                return None
-            total += rows
-        return total
+    def counts(self) -> list[int | None]:
+        """Count the rows of every file; None where it does not say, or cannot be read: that is told in its turn."""
+        return [_count(file) for file in self.ledger.files]
 
     def done(self) -> tuple[frozenset[Place], int]:
         """Return the blocks whose parts are there, and how many rows these have: all but a file's last are full.
@@ -121,6 +115,19 @@ class Work:
             row, file = place.block * self.ledger.batch_rows + at, self.ledger.files[place.file].url
             given = f"row {row} (from 0) of {file}, which cannot be scored ({problem})"
             raise refused("input", given, "with --strict, only rows that can be scored")
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Add up the rows of files; None where one is not known."""
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
+
+
+def _count(file: InputFile) -> int | None:
+    try:
+        return count_rows(file)
+    except InvalidArgument:
+        return None
 
 
 def gaps(done: set[int]) -> Iterator[tuple[int, int | None]]:

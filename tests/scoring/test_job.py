@@ -240,8 +240,8 @@ def test_other_columns_are_refused_by_name(source: Path, tmp_path: Path) -> None
 
 def test_an_input_that_changed_is_refused_by_name(source: Path, tmp_path: Path) -> None:
     begin(source, tmp_path / "out")
-    parquet.write_table(table(65, 1), source / "day-1.parquet")
-    with pytest.raises(InvalidArgument, match=r"input: got .*day-1\.parquet changed, \d+ bytes then and \d+ now"):
+    parquet.write_table(table(331, 0), source / "day-0.parquet")
+    with pytest.raises(InvalidArgument, match=r"input: got .*day-0\.parquet changed, \d+ bytes then and \d+ now"):
         score(source, tmp_path / "out", resume=True)
 
 
@@ -253,7 +253,7 @@ def test_an_input_that_changes_while_the_job_runs_is_told(source: Path, tmp_path
         if len(calls) == 9:  # by when it was read
             parquet.write_table(table(64, 9), source / "day-1.parquet")
 
-    with pytest.raises(InvalidArgument, match=r"day-1\.parquet, which changed while the job ran"):
+    with pytest.raises(InvalidArgument, match=r"day-1\.parquet, which changed while the job ran.*; without its parts"):
         score(source, tmp_path / "out", StandIn(before=change))
     assert not (tmp_path / "out" / SUMMARY).exists()
 
@@ -357,28 +357,55 @@ def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_when_there_is_room(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_file_that_cannot_be_read_keeps_what_is_before_it(source: Path, tmp_path: Path) -> None:
-    whole = source / "day-3.parquet"
-    content = whole.read_bytes()
-    whole.write_bytes(content[: len(content) // 2])
+def test_a_file_that_cannot_be_read_keeps_what_is_before_it_and_once_mended_the_job_goes_on(
+    source: Path, tmp_path: Path
+) -> None:
+    score(source, tmp_path / "whole")
+    last = source / "day-3.parquet"
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
     with pytest.raises(InvalidArgument, match=r"input: .*day-3\.parquet"):
         score(source, tmp_path / "out")
+    assert len(contents(tmp_path / "out")) == 7
+    last.write_bytes(content)
+    scored: list[int] = []
+    assert score(source, tmp_path / "out", StandIn(before=scored.append), resume=True).summary.rows == sum(ROWS)
+    assert sum(scored) == ROWS[3]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not score(source, tmp_path / "out", resume=True).fresh
 
 
 def test_a_file_that_becomes_unreadable_on_the_way_keeps_what_is_before_it(source: Path, tmp_path: Path) -> None:
     last = source / "day-3.parquet"
-    content, stamp = last.read_bytes(), last.stat()
+    content = last.read_bytes()
 
     def damage(rows: int) -> None:
         last.write_bytes(b"\0" * len(content))
-        os.utime(last, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
     with pytest.raises(InvalidArgument, match=r"input: .*day-3\.parquet"):
         score(source, tmp_path / "out", StandIn(before=damage))
     assert len(contents(tmp_path / "out")) == 7
     last.write_bytes(content)
-    os.utime(last, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert score(source, tmp_path / "out", resume=True).summary.rows == sum(ROWS)
+
+
+def test_a_file_that_changed_is_scored_as_it_is_now_once_its_parts_are_removed(source: Path, tmp_path: Path) -> None:
+    score(source, tmp_path / "out")
+    parquet.write_table(table(65, 1), source / "day-1.parquet")
+    with pytest.raises(
+        InvalidArgument, match=r"without its parts \(part-00001-\*\.parquet\), --resume scores the file"
+    ):
+        score(source, tmp_path / "out", resume=True)
+    (tmp_path / "out" / "part-00001-0000000.parquet").unlink()
+    outcome = score(source, tmp_path / "out", resume=True)
+    assert (outcome.summary.rows, outcome.summary.scored) == (sum(ROWS) + 1, 65)
+
+
+def test_a_complete_job_goes_on_where_a_file_without_rows_got_some(source: Path, tmp_path: Path) -> None:
+    score(source, tmp_path / "out")
+    parquet.write_table(table(5, 2), source / "day-2.parquet")
+    outcome = score(source, tmp_path / "out", resume=True)
+    assert (outcome.summary.rows, outcome.summary.scored) == (sum(ROWS) + 5, 5)
 
 
 def test_a_server_that_is_lost_keeps_what_was_answered(source: Path, tmp_path: Path) -> None:

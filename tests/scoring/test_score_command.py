@@ -23,6 +23,7 @@ from rich.console import Console
 
 from dubito_batch.command import Size
 from dubito_batch.page import PAGE
+from dubito_batch.parts import encode_part
 from dubito_batch.progress import shown, tell
 from dubito_batch.running import Progress
 from dubito_client.command import main
@@ -123,6 +124,28 @@ def test_rows_that_cannot_be_scored_are_told(here: tuple[str, ...], tmp_path: Pa
     strict = run(*arguments(tmp_path / "rows.csv", tmp_path / "strict", *here, "--strict"))
     one_line(strict, 2, "input: got row 1 (from 0) of ")
     assert "0 finished parts are kept, and --resume goes on" in strict.stderr
+
+
+def test_only_a_job_that_can_go_on_is_said_to(
+    judge: ModelVersion, here: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "days"
+    source.mkdir()
+    content = write(source / "day-0.parquet").read_bytes()
+    (source / "day-1.parquet").write_bytes(content[:-300])
+    stopped = run(*arguments(source, tmp_path / "out", *here, "--draws", "16"))
+    one_line(stopped, 2, "day-1.parquet")
+    assert stopped.stderr.endswith("; 8 finished parts are kept, and --resume goes on\n")
+    (source / "day-1.parquet").write_bytes(content)
+
+    def change(*given: object) -> bytes:
+        os.utime(source / "day-1.parquet", ns=(1, 1))
+        return encode_part(*given)
+
+    monkeypatch.setattr("dubito_batch.work.encode_part", change)
+    changed = run(*arguments(source, tmp_path / "out", *here, "--draws", "16", "--resume"))
+    one_line(changed, 2, "day-1.parquet, which changed while the job ran")
+    assert "are kept" not in changed.stderr
 
 
 def test_a_server_answers_as_the_model_does_here(
