@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as arrow
 from numpy.typing import NDArray
 
-from dubito_batch.answers import Asked, Described, Scored, assemble, check_names
+from dubito_batch.answers import PROBLEM, Asked, Described, Scored, assemble, check_names
 from dubito_batch.features import FeatureMap, check_columns, map_columns, read_features
 from dubito_batch.remote import RemoteScorer
 from dubito_batch.sources import InputFile, find_files, read_blocks
@@ -74,28 +74,41 @@ def choose_batch_rows(inputs: Sequence[InputSignature]) -> int:
     return 1 << (max(1, min(MOST_ROWS, _BLOCK_BYTES // max(1, row))).bit_length() - 1)
 
 
+def _take_problems(block: arrow.RecordBatch) -> tuple[arrow.RecordBatch, dict[int, str]]:
+    """Return a block without its column of problems, and these by row."""
+    at = block.schema.get_field_index(PROBLEM)
+    if at < 0:
+        return block, {}
+    told = enumerate(block.column(at).to_pylist())
+    return block.remove_column(at), {row: problem for row, problem in told if problem is not None}
+
+
 def score_block(block: arrow.RecordBatch, mapping: FeatureMap, scorer: Scorer) -> arrow.RecordBatch:
     """Score the rows of a block: its own columns come first, then those of `result_schema`.
 
     Rows of a size that the model does not take, and those that it has no finite answer to, have a problem, as those
-    have whose cells are bad.
+    have whose cells are bad, and those that have one in a column `dubito_problem`, as `read_blocks` gives it.
     """
-    features = read_features(block, mapping)
-    problems, scored = dict(features.problems), []
+    block, problems = _take_problems(block)
+    whole = np.setdiff1d(np.arange(block.num_rows), [*problems])
+    features = read_features(block.take(arrow.array(whole)) if problems else block, mapping)
+    problems |= {int(whole[row]): problem for row, problem in features.problems.items()}
+    scored = []
     for group in features.groups:
+        rows = whole[group.rows]
         try:
             answers = scorer.score(group.inputs)
         except InvalidArgument as error:
             if not error.field.endswith("].shape"):
                 raise
-            problems |= dict.fromkeys(group.rows.tolist(), str(error))
+            problems |= dict.fromkeys(rows.tolist(), str(error))
             continue
         finite = _are_finite(answers)
         if finite.all():
-            scored.append(Scored(group.rows, answers))
+            scored.append(Scored(rows, answers))
         else:
-            problems |= dict.fromkeys(group.rows[~finite].tolist(), _NO_ANSWER)
-            scored.append(Scored(group.rows[finite], {name: values[finite] for name, values in answers.items()}))
+            problems |= dict.fromkeys(rows[~finite].tolist(), _NO_ANSWER)
+            scored.append(Scored(rows[finite], {name: values[finite] for name, values in answers.items()}))
     return assemble(block, scored, problems, scorer.described, scorer.asked)
 
 
@@ -183,9 +196,11 @@ def _mapped(
         return
     mapping = map_columns(scorer.described.inputs, first.schema, columns)
     schema = first.schema
+    check_names(schema)
     for batch in chain([first], batches):
         if batch.schema != schema:
             check_columns(mapping, batch.schema)
+            check_names(batch.schema)
             schema = batch.schema
         for start in range(0, batch.num_rows, batch_rows):
             yield batch.slice(start, batch_rows), mapping

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,9 @@ import pyarrow as arrow
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from pyarrow import csv as arrow_csv
 from pyarrow import dataset, ipc, parquet
 
+from dubito_batch.lines import read_lines
 from dubito_client.errors import InvalidArgument, refused
 
 Format = Literal["parquet", "arrow", "csv"]
@@ -44,7 +45,7 @@ _ACCEPTED = (
 _KINDS = {
     "parquet": "a Parquet file",
     "arrow": "a file in Arrow's format, or Feather's second",
-    "csv": "a table in UTF-8 with a line of column names, and as many cells in every line",
+    "csv": "a table in UTF-8 with a line of column names",
 }
 # What file systems call that which changes when a file does.
 _MARKS = (
@@ -52,9 +53,7 @@ _MARKS = (
     "last_modified", "updated", "modified",
 )  # fmt: skip
 _MAGIC = b"ARROW1"
-_CSV_BYTES = 1 << 20  # parsed at a time
 _HEADER_CHARACTERS = 1 << 24  # of a line of names, at most
-_CELL_BYTES = 64  # of a CSV, with room to spare: a line must fit what is parsed at a time
 _PAGE_BYTES = 1 << 20  # read ahead of each Parquet column, at most
 _ALL_PAGES_BYTES = 1 << 25  # of all columns together
 _BATCH_BYTES = 1 << 26  # of an Arrow file: larger batches are mapped, not read
@@ -204,8 +203,9 @@ def count_rows(file: InputFile) -> int | None:
 def read_blocks(file: InputFile, batch_rows: int, first: int = 0) -> Iterator[arrow.RecordBatch]:
     """Read a file in blocks of `batch_rows` rows, the last of fewer, from block number `first` on.
 
-    A block is the same wherever the reading began. Raises `InvalidArgument` where the file cannot be read, at the
-    latest where what is wrong with it is reached.
+    A block is the same wherever the reading began. Lines of a CSV that have too few or too many cells are rows of
+    nulls, and the block then has a last column `dubito_problem`, which says so. Raises `InvalidArgument` where the file
+    cannot be read, at the latest where what is wrong with it is reached.
     """
     if batch_rows < 1 or first < 0:
         raise refused("batch_rows", f"{batch_rows}, from block {first}", "at least 1, from block 0 or a later one")
@@ -215,8 +215,9 @@ def read_blocks(file: InputFile, batch_rows: int, first: int = 0) -> Iterator[ar
             batches, skipped = _parquet_batches(_open_parquet(file, open_files), batch_rows, first * batch_rows)
         else:
             skipped = first * batch_rows
-            batches = _csv_batches(file, open_files) if file.format == "csv" else _arrow_batches(file, open_files)
-        yield from _cut(batches, batch_rows, skipped)
+            batches = _csv_batches(file) if file.format == "csv" else _arrow_batches(file, open_files)
+        blocks = _cut(batches, batch_rows, skipped)
+        yield from map(_without_all_well, blocks) if file.format == "csv" else blocks
 
 
 def _cut(batches: Iterable[arrow.RecordBatch], rows: int, skipped: int) -> Iterator[arrow.RecordBatch]:
@@ -259,17 +260,15 @@ def _arrow_batches(file: InputFile, open_files: ExitStack) -> Iterator[arrow.Rec
     return iter(reader)
 
 
-def _csv_batches(file: InputFile, open_files: ExitStack) -> Iterator[arrow.RecordBatch]:
+def _csv_batches(file: InputFile) -> Iterator[arrow.RecordBatch]:
     names, delimiter = _csv_header(file)
-    long = _CELL_BYTES * len(names)
-    reader = arrow_csv.open_csv(
-        open_files.enter_context(_open_csv(file)),
-        read_options=arrow_csv.ReadOptions(block_size=max(_CSV_BYTES, long)),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, arrow.string())),
-    )
-    schema = _texts(names)
-    return (arrow.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in open_files.enter_context(reader))
+    return read_lines(partial(_open_csv, file), names, delimiter)
+
+
+def _without_all_well(block: arrow.RecordBatch) -> arrow.RecordBatch:
+    """Leave out the problems of a CSV's rows where there are none."""
+    last = block.num_columns - 1
+    return block if block.column(last).null_count < block.num_rows else block.remove_column(last)
 
 
 # --- Opening ---

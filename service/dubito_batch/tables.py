@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pyarrow as arrow
 
+from dubito_batch.answers import PROBLEM
 from dubito_batch.sources import InputFile, read_schema
 from dubito_client.columns import some_of
 from dubito_client.errors import InvalidArgument, refused
@@ -44,13 +45,16 @@ def unify(schemas: Mapping[InputFile, arrow.Schema]) -> arrow.Schema:
 
 
 def conform(rows: arrow.RecordBatch, table: arrow.Schema, file: InputFile) -> arrow.RecordBatch:
-    """Return a file's rows with the columns of its table.
+    """Return a file's rows with the columns of its table, and what `read_blocks` tells of them.
 
     Raises `InvalidArgument` where a value would not be the same there, and where the file, which could not be read when
     the columns were, has one more.
     """
     if rows.schema.equals(table, check_metadata=True):
         return rows
+    if PROBLEM in rows.schema.names:
+        told = rows.schema.get_field_index(PROBLEM)
+        return conform(rows.remove_column(told), table, file).append_column(rows.field(told), rows.column(told))
     odd = next((name for name in rows.schema.names if name not in table.names), None)
     if odd is not None:
         raise refused("input", f"{file.url} with the column {odd!r}", f"the columns {some_of(table.names)}")

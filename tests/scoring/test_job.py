@@ -319,6 +319,28 @@ def test_rows_that_cannot_be_scored_are_told_and_counted_and_harm_no_other(sourc
     assert found.take(others).equals(good.take(others))
 
 
+def test_lines_of_another_length_are_bad_rows_like_others(tmp_path: Path) -> None:
+    rows = table(150)
+    lines = [",".join(map(str, row.values())) for row in rows.to_pylist()]
+    lines[3], lines[100] = "3,0.5", f"{lines[100]},more"
+    source = tmp_path / "rows.csv"
+    source.write_text("\n".join([",".join(rows.column_names), *lines]))
+    lenient = replace(CLASSIFIER.inputs[0], columns=(), allow_nan=True)  # a row of nulls is one that it takes
+    scorer, columns = StandIn(replace(CLASSIFIER, inputs=(lenient,))), {"x": ("f*",)}
+    summary = score(source, tmp_path / "out", scorer, columns=columns).summary
+    assert (summary.rows, summary.invalid) == (150, 2)
+    assert summary.problems[0].what == "line: not 6 cells, one for each column"
+    assert [(each.row, each.given) for each in summary.problems[0].examples] == [(3, "2 cells"), (100, "7 cells")]
+    found = dataset.dataset(tmp_path / "out", format="parquet").to_table()
+    assert found["id"].to_pylist() == [None if row in (3, 100) else str(row) for row in range(150)]
+    assert [row for row, label in enumerate(found["dubito_label"].to_pylist()) if label is None] == [3, 100]
+    numbers = np.stack([rows[f"f{place}"].to_numpy() for place in range(FEATURES)], axis=1)
+    good = [row for row in range(150) if row not in (3, 100)]
+    np.testing.assert_array_equal(found["dubito_label"].take(good).to_numpy(), classify(numbers)["label"][good])
+    with pytest.raises(InvalidArgument, match=r"row 3 \(from 0\) of .* \(line: got 2 cells; accepted: 6 cells"):
+        score(source, tmp_path / "strict", scorer, columns=columns, strict=True)
+
+
 def test_a_strict_job_stops_at_the_first_bad_row_and_keeps_the_parts_before(source: Path, tmp_path: Path) -> None:
     spoil(source)
     said = (

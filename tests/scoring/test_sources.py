@@ -268,6 +268,49 @@ def test_long_lines_are_read(tmp_path: Path) -> None:
     assert len(row) == count
 
 
+def uneven(cells: int) -> str:
+    return f"line: got {cells} {'cell' if cells == 1 else 'cells'}; accepted: 3 cells, one for each column"
+
+
+@pytest.mark.parametrize("long", [1, 3_000])  # of a cell: 10,000 rows are parsed at once, or some hundred
+def test_lines_of_another_length_are_rows_of_nothing_in_their_place(tmp_path: Path, long: int) -> None:
+    chance = np.random.default_rng(long)
+    lengths = chance.choice([1, 2, 3, 4], 2_000, p=[0.02, 0.02, 0.94, 0.02]).tolist()
+    lengths[0], lengths[-3:] = 2, [4, 3, 4]
+    lines = [",".join(["x" * long if place else f'"{row}\n"' for place in range(n)]) for row, n in enumerate(lengths)]
+    (tmp_path / "a.csv").write_text('"a\nname",b,c\n' + "\n\n".join(lines))
+    file = only(tmp_path / "a.csv")
+    blocks = list(read_blocks(file, 64))
+    assert [block.num_rows for block in blocks] == [64] * 31 + [16]
+    found = [row for block in blocks for row in block.to_pylist()]
+    for row, length in enumerate(lengths):
+        nothing = length != 3
+        assert found[row]["a\nname"] == (None if nothing else f"{row}\n")
+        assert found[row].get("dubito_problem") == (uneven(length) if nothing else None)
+    for block in blocks:
+        assert ("dubito_problem" in block.schema.names) == any(row.get("dubito_problem") for row in block.to_pylist())
+    assert list(read_blocks(file, 64, 7)) == blocks[7:]
+
+
+def test_of_a_csv_whose_lines_are_all_uneven_every_row_says_so(tmp_path: Path) -> None:
+    problems = [row["dubito_problem"] for row in texts(tmp_path / "a.csv", "a,b,c\n1\n1,2\n1,2,3,4\n")]
+    assert problems == [uneven(length) for length in (1, 2, 4)]
+
+
+def test_a_cell_may_be_longer_than_what_is_parsed_at_a_time(tmp_path: Path) -> None:
+    long = "y" * (3 << 20)
+    before = "".join(f"{row},short\n" for row in range(100_000)) + "1\n"
+    rows = texts(tmp_path / "a.csv", f"id,text\n{before}long,{long}\nlast,short\n")
+    assert [row["id"] for row in rows] == [*map(str, range(100_000)), None, "long", "last"]
+    assert rows[-2]["text"] == long
+
+
+def test_a_line_that_is_too_long_to_be_held_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dubito_batch.lines._LINE_BYTES", 2 << 20)
+    with pytest.raises(InvalidArgument, match=r"a\.csv \(a line of more than 2 MiB, or a quote that nothing closes\)"):
+        texts(tmp_path / "a.csv", f"id,text\nlong,{'y' * (5 << 20)}\n")
+
+
 # --- What cannot be read ---
 
 CSV = "a,b\n" + "1,2\n" * 100
@@ -283,8 +326,7 @@ CSV = "a,b\n" + "1,2\n" * 100
         ("a.feather", b"", "Arrow"),
         ("a.csv", b"", "without a column"),
         ("a.csv", b"\n\n", "without a column"),
-        ("a.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 columns, got 3"),
-        ("a.csv", b"a,b\n1,2\n1\n", "Expected 2 columns, got 1"),
+        ("a.csv", b'a,b\n1,2\n"3,4\n5,6\n7,8\n', "Row #3: Expected 2 columns, got 1"),
         ("a.csv", b"a,b\n1,\xff\n", "utf-8"),
         ("a.csv", b"\xff\xfea\0,\0b\0", "utf-8"),
         ("a.csv", b"a,b,a\n1,2,3\n", "two columns 'a'"),
