@@ -25,7 +25,7 @@ from dubito_batch.parts import Folder, Place, encode_part, open_folder
 from dubito_batch.ray_engine import RayModel, score_missing_on_ray
 from dubito_batch.running import Progress, Watch, score_missing
 from dubito_batch.scoring import Scorer, choose_batch_rows, map_files
-from dubito_batch.sources import InputFile, find_files
+from dubito_batch.sources import InputFile, find_files, real_url, would_find
 from dubito_batch.summary import Summary, read_summary, summarize
 from dubito_batch.tables import read_schemas, unify
 from dubito_batch.work import Work
@@ -141,12 +141,11 @@ def _says_all(summary: Summary, job: Job) -> bool:
 
 def _check_apart(folder: Folder, source: str, files: Iterable[InputFile]) -> None:
     """Raise `InvalidArgument` where parts would be taken for input when the job is taken up again."""
-    system, root = url_to_fs(source)
-    output = folder.system.unstrip_protocol(folder.root)
-    if output.startswith(f"{system.unstrip_protocol(root).rstrip('/')}/"):
+    if would_find(source, folder.system, f"{folder.root}/{Place(0, 0).name}"):
         raise refused("output", f"{folder.root} inside the input", "a folder beside the input")
+    output = real_url(folder.system, folder.root)
     for file in files:
-        if folder.system.unstrip_protocol(file.url).startswith(f"{output}/"):
+        if real_url(*url_to_fs(file.url)).startswith(f"{output}/"):
             raise refused("output", f"{folder.root}, which holds the input {file.url}", "a folder beside the input")
 
 

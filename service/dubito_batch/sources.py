@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ import pyarrow as arrow
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 from pyarrow import dataset, ipc, parquet
 
 from dubito_batch.lines import read_lines
@@ -84,6 +86,25 @@ def find_files(source: str) -> tuple[InputFile, ...]:
         raise refused("input", f"{source}, where no file is", _ACCEPTED)
     before, after = _around(files, path, source)
     return tuple(_describe(files, name, found[name], f"{before}{name}{after}") for name in sorted(found))
+
+
+def would_find(source: str, system: AbstractFileSystem, path: str) -> bool:
+    """Say whether `find_files` would list a file at a path of some system, were it there."""
+    files, root = url_to_fs(source)
+    if files.isfile(root):
+        return False
+    url, found = real_url(files, root), real_url(system, path)
+    if files.isdir(root):
+        return found.startswith(f"{url.rstrip('/')}/")
+    pattern = re.compile(glob_translate(url))
+    folders = [found[:end] for end, character in enumerate(found) if character == "/"]
+    return any(pattern.match(name) for name in (found, *folders)) and not _hidden(found, _fixed(url))
+
+
+def real_url(system: AbstractFileSystem, path: str) -> str:
+    """Return what a path is called everywhere: links of this machine are followed."""
+    real = str(Path(path).resolve()) if isinstance(system, LocalFileSystem) else path
+    return str(system.unstrip_protocol(real))
 
 
 def _open_system(source: str) -> tuple[AbstractFileSystem, str]:

@@ -287,6 +287,47 @@ def test_an_output_inside_the_input_is_refused(source: Path) -> None:
     assert not (source / "scored").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ("days/**/*.parquet", "days/out"),
+        ("days/**/*.parquet", "days/deep/er"),
+        ("day[s]/**", "days/out"),
+        ("days/*", "days/out"),
+        ("link", "days/out"),
+        ("days", "link/out"),
+        ("link/**/*.parquet", "days/out"),
+    ],
+)
+def test_an_output_that_the_input_would_find_is_refused(source: Path, tmp_path: Path, given: str, output: str) -> None:
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(InvalidArgument, match="inside the input; accepted: a folder beside the input"):
+        score(tmp_path / given, tmp_path / output)
+    assert not (tmp_path / output).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "output"), [("days/*.parquet", "days/out"), ("days/**/*.parquet", "days/_out"), ("days/*", "days-out")]
+)
+def test_an_output_that_the_input_would_not_find_may_be_beside_it(
+    source: Path, tmp_path: Path, given: str, output: str
+) -> None:
+    begin(tmp_path / given, tmp_path / output)
+    assert score(tmp_path / given, tmp_path / output, resume=True).summary.rows == sum(ROWS)
+
+
+def test_an_output_in_a_store_that_the_input_would_find_is_refused(source: Path) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe("/days/day-1.parquet", (source / "day-1.parquet").read_bytes())
+    try:
+        with pytest.raises(InvalidArgument, match="inside the input"):
+            run_job(Job(source="memory://days/**/*.parquet", output="memory://days/out"), lambda passes: StandIn())
+    finally:
+        store.rm("/days", recursive=True)
+
+
 def test_the_missing_blocks_of_a_file_are_the_gaps_and_the_rest() -> None:
     assert list(gaps(set())) == [(0, None)]
     assert list(gaps({0, 1})) == [(2, None)]
