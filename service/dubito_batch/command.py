@@ -124,7 +124,8 @@ def score(ctx: click.Context, /, **options: Any) -> None:
       .arrow, .feather       likewise
       .csv, .csv.gz          with a line of names; all columns stay texts
     DIR gets Parquet files, in the order of the rows: the columns of the input,
-    and those of the answer, whose names begin with dubito_.
+    and those of the answer, whose names begin with dubito_. DIR/*.parquet names
+    them all for what reads several as one table.
 
     A row that cannot be scored comes out with the status INVALID and the
     problem. A job that was ended, killed too, goes on with --resume, and ends

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import duckdb
 import numpy as np
 import pandas
+import polars
 import pyarrow as arrow
 import pytest
 from click.testing import CliRunner, Result
@@ -90,6 +92,24 @@ def test_a_table_comes_out_with_what_the_model_says_of_each_row(
     assert found["dubito_class_name"].tolist() == [CLASSES[label] for label in labels]
     assert f"judge version {judge.version}" in result.stdout
     assert str(tmp_path / "out" / PAGE) in result.stdout.replace("\n", "")
+
+
+def test_pandas_polars_and_duckdb_read_what_comes_out_as_one_table(
+    source: Path, here: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert run(*arguments(source, tmp_path / "out", *here, "--draws", "16")).exit_code == 0
+    assert (tmp_path / "out" / PAGE).exists()  # which lies beside the parts
+    parts = f"{tmp_path / 'out'}/*.parquet"
+    expected = parquet.read_table(tmp_path / "out").to_pylist()
+    assert len(expected) == COUNT
+    by_pandas = pandas.read_parquet(tmp_path / "out")
+    by_polars = polars.read_parquet(parts)
+    with duckdb.connect() as connection:
+        by_duckdb = connection.sql(f"select * from '{parts}'").to_arrow_table()
+    assert by_polars.to_dicts() == expected
+    assert by_duckdb.to_pylist() == expected
+    for name in ("id", "dubito_class_name", "dubito_mutual_information"):
+        assert by_pandas[name].tolist() == [row[name] for row in expected]
 
 
 def test_the_summary_is_one_document_on_standard_output_and_progress_is_not(
