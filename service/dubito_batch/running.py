@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
 from dubito_batch.flow import flow
-from dubito_batch.memory import window_of
+from dubito_batch.memory import Room
 from dubito_batch.scoring import Scorer
-from dubito_batch.work import Work, Written, total
+from dubito_batch.work import Block, Work, Written, total
 from dubito_client.errors import DubitoClientError
 
 AHEAD = 2  # blocks under way beside those that are scored: one is read, one is written
@@ -74,30 +74,35 @@ class Watch:
 def score_missing(work: Work, scorer: Scorer, watch: Watch, *, workers: int, limit_memory: int | None) -> Progress:
     """Make every part that is not there, scoring `workers` blocks at once; returns how far the job is then.
 
-    `limit_memory`: bytes of this process. The first block of a run is then alone, and shows how many fit.
+    `limit_memory`: bytes of this process. Raises `InvalidArgument` once it has taken more.
     """
     done, rows = work.done()
-    start, before = watch.clock(), watch.peak()
-    window = workers + AHEAD if limit_memory is None else 1
+    start, most = watch.clock(), workers + AHEAD
+    room = None if limit_memory is None else Room(limit_memory, most, watch.peak())
     progress = Progress(total=total(work.counts()), rows=rows, parts=len(done))
     watch.report(progress)
 
+    def blocks() -> Iterator[Block]:
+        for block in chain.from_iterable(map(work.read, work.missing(done))):
+            if room is not None:
+                room.begin(block.size)
+            yield block
+            del block
+
     def written(part: Written) -> None:
-        nonlocal progress, window
-        first = not progress.scored
+        nonlocal progress
         progress = progress.after(part, watch.clock() - start)
         watch.report(progress)
-        if first and limit_memory is not None:
-            peak = watch.peak()
-            window = window_of(limit_memory, peak, max(part.size, peak - before), workers + AHEAD)
+        if room is not None:
+            room.end(part.block, part.size, watch.peak())
 
     flow(
-        chain.from_iterable(map(work.read, work.missing(done))),
+        blocks(),
         partial(work.score, scorer=scorer),
         work.write,
         written,
         workers=workers,
-        window=lambda: window,
+        window=lambda: most if room is None else room.window,
         stopped=watch.stopped,
     )
     watch.check()

@@ -34,6 +34,7 @@ class Block:
 
     place: Place
     rows: arrow.RecordBatch
+    size: int  # bytes of the rows as they were read
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Written:
     rows: int
     invalid: int
     draws: int
+    block: int  # bytes of its rows as they were read
     size: int  # bytes that its block took in memory, in all its forms together
 
 
@@ -89,9 +91,9 @@ class Work:
         with naming(file):
             check_columns(self.mapping, schema)
         found = islice(read_blocks(file, self.ledger.batch_rows, first.block), stretch.blocks)
+        conformed = (conform(rows, self.table, file) for rows in found)
         return (
-            Block(Place(first.file, number), conform(rows, self.table, file))
-            for number, rows in enumerate(found, first.block)
+            Block(Place(first.file, number), rows, rows.nbytes) for number, rows in enumerate(conformed, first.block)
         )
 
     def score(self, block: Block, scorer: Scorer) -> Block:
@@ -99,14 +101,20 @@ class Work:
         scored = score_block(block.rows, self.mapping, scorer)
         if self.strict:
             self._check(block.place, scored)
-        return Block(block.place, scored)
+        return Block(block.place, scored, block.size)
 
     def write(self, scored: Block) -> Written:
         """Make a part of a block that is scored."""
         rows, content = scored.rows, encode_part(scored.rows)
         self.folder.put(scored.place.name, content)
         draws = compute.sum(rows[DRAWS]).as_py() or 0
-        return Written(rows.num_rows, count_invalid(rows), draws, rows.nbytes + 2 * len(content))
+        return Written(
+            rows=rows.num_rows,
+            invalid=count_invalid(rows),
+            draws=draws,
+            block=scored.size,
+            size=rows.nbytes + 2 * len(content),
+        )
 
     def _check(self, place: Place, scored: arrow.RecordBatch | arrow.Table) -> None:
         found = first_problem(scored)

@@ -26,7 +26,7 @@ from dubito_batch import parts
 from dubito_batch.answers import Asked
 from dubito_batch.job import Job, Outcome, run_job
 from dubito_batch.ledger import SUMMARY
-from dubito_batch.memory import peak_memory, window_of
+from dubito_batch.memory import Room, peak_memory
 from dubito_batch.parts import NotWritten
 from dubito_batch.running import Interrupted, Progress
 from dubito_batch.scoring import Scorer
@@ -620,8 +620,72 @@ def test_a_limit_that_one_block_is_too_much_for_is_refused_and_says_how_much_it_
 
 
 def test_the_window_is_what_is_left_of_the_limit() -> None:
-    assert window_of(1000, 400, 200, 10) == 4
-    assert window_of(1000, 400, 200, 3) == 3
-    assert window_of(1000, 1000, 200, 3) == 1
-    assert window_of(1000, 400, 0, 5) == 5
+    def after(cost: int, peak: int, most: int) -> int:
+        room = Room(1000, most, peak - 100)
+        room.begin(50)
+        assert room.window == 1
+        room.end(50, cost, peak)
+        return room.window
+
+    assert after(200, 400, 10) == 4
+    assert after(200, 400, 3) == 3
+    assert after(200, 1000, 3) == 1
+    assert after(0, 400, 20) == 7  # by the growth of the peak
     assert 2**20 < peak_memory() < 2**40
+
+
+def test_the_window_narrows_once_blocks_take_more_than_the_first_did() -> None:
+    room = Room(1000, 9, 300)
+    for size in (50, 60):
+        room.begin(size)
+    room.end(50, 100, 400)
+    assert room.window == 7
+    room.end(60, 250, 500)
+    assert room.window == 3
+    room.end(50, 100, 1000)  # 300 for each of the two beside the first
+    assert room.window == 2 + 1
+    room.end(50, 301, 1000)
+    assert room.window == 2
+    with pytest.raises(InvalidArgument, match="which the model and 2 blocks at once took; blocks of fewer rows"):
+        room.end(50, 100, 1001)
+
+
+def test_a_block_larger_than_all_before_it_is_alone_until_it_is_done() -> None:
+    room = Room(1000, 9, 300)
+    room.begin(10)
+    room.end(10, 10, 310)
+    assert room.window == 9
+    room.begin(200)
+    assert room.window == 1
+    room.end(10, 10, 320)
+    assert room.window == 1
+    room.end(200, 200, 600)
+    assert room.window == 2
+
+
+def test_a_small_first_file_does_not_open_the_window_to_large_blocks(tmp_path: Path) -> None:
+    source, lock = write_input(tmp_path / "days", 3, 10 * 2048), threading.Lock()
+    now, most = 0, 0
+
+    def count(rows: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)  # in which others would come
+        with lock:
+            now -= 1
+
+    asked = job(source, tmp_path / "out", batch_rows=2048, workers=4, limit_memory=500_000)
+    run_job(asked, lambda passes: StandIn(before=count), peak=lambda: 100)
+    assert most == 1
+
+
+def test_a_job_that_takes_more_than_its_limit_on_the_way_is_ended_and_keeps_its_parts(
+    source: Path, tmp_path: Path
+) -> None:
+    peaks = iter([100, 200, 300, *[2000] * 99])
+    asked = job(source, tmp_path / "out", workers=4, limit_memory=1500)
+    with pytest.raises(InvalidArgument, match="limit_memory: got 0 MiB; accepted: at least 1 MiB, which the model and"):
+        run_job(asked, lambda passes: StandIn(), peak=lambda: next(peaks))
+    assert 3 <= len(contents(tmp_path / "out")) < PARTS
