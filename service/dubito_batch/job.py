@@ -25,7 +25,7 @@ from dubito_batch.parts import Folder, Place, encode_part, open_folder
 from dubito_batch.ray_engine import RayModel, score_missing_on_ray
 from dubito_batch.running import Progress, Watch, score_missing
 from dubito_batch.scoring import Scorer, choose_batch_rows, map_files
-from dubito_batch.sources import InputFile, find_files, real_url, would_find
+from dubito_batch.sources import InputFile, find_files, measure_row, real_url, would_find
 from dubito_batch.summary import Summary, read_summary, summarize
 from dubito_batch.tables import read_schemas, unify
 from dubito_batch.work import Work
@@ -39,7 +39,7 @@ class Job:
     source: str  # a file, a folder, a glob or a URL of these
     output: str  # a folder or a URL of one
     columns: Mapping[str, Sequence[str]] | None = None  # by the input that they feed; None: by their names
-    batch_rows: int | None = None  # of a block; None: as many as the signature lets be of use
+    batch_rows: int | None = None  # of a block; None: as many as signature and columns let be of use
     workers: int | None = None  # blocks scored at once; None: as many as the scorer can use
     limit_memory: int | None = None  # bytes of this process
     resume: bool = False
@@ -90,7 +90,10 @@ def run_job(
     mapping = map_files(scorer.described.inputs, schemas, job.columns)
     table = unify(schemas)
     nothing = _score_nothing(table, scorer)
-    ledger = _describe(job, scorer, mapping, files, table)
+    batch_rows = job.batch_rows or (
+        choose_batch_rows(scorer.described.inputs, measure_row([*schemas])) if begun is None else begun.batch_rows
+    )
+    ledger = _describe(job, scorer, mapping, files, table, batch_rows)
     folder.make()
     with folder.locked():
         begun = check_output(folder, job.resume)
@@ -160,13 +163,18 @@ def _score_nothing(schema: arrow.Schema, scorer: Scorer | RayModel) -> bytes:
 
 
 def _describe(
-    job: Job, scorer: Scorer | RayModel, mapping: FeatureMap, files: tuple[InputFile, ...], table: arrow.Schema
+    job: Job,
+    scorer: Scorer | RayModel,
+    mapping: FeatureMap,
+    files: tuple[InputFile, ...],
+    table: arrow.Schema,
+    batch_rows: int,
 ) -> Ledger:
     return describe_job(
         scorer.described,
         scorer.asked.document(),
         mapping.columns,
-        job.batch_rows or choose_batch_rows(scorer.described.inputs),
+        batch_rows,
         files,
         scorer.passes,
         {"dubito": release_of("dubito"), "pyarrow": arrow.__version__},

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dubito_batch.answers import PROBLEM, Asked, Described, Scored, assemble, check_names
 from dubito_batch.features import FeatureMap, check_columns, map_columns, read_features
 from dubito_batch.remote import RemoteScorer
-from dubito_batch.sources import InputFile, find_files, read_blocks
+from dubito_batch.sources import InputFile, find_files, measure_row, read_blocks
 from dubito_batch.tables import conform, naming, read_schemas, unify
 from dubito_client.answers import InputSignature
 from dubito_client.client import Client
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dubito_models.package import ModelVersion
 
 MOST_ROWS = 8192  # of a block, where nobody says otherwise
-_BLOCK_BYTES = 32 << 20  # of a block's inputs, likewise
+_BLOCK_BYTES = 32 << 20  # of a block's inputs, and of its columns, likewise
 _FREE_SIZE = 512  # as which a free axis counts
 _NO_ANSWER = "the network's answer: got NaN or infinity; accepted: finite numbers"
 _AHEAD = 2  # blocks beside those that are scored, read already or waiting to be taken
@@ -65,13 +65,16 @@ Source: TypeAlias = str | os.PathLike[str] | arrow.Table | arrow.RecordBatch | I
 Model: TypeAlias = "ModelVersion | Scorer | tuple[Client, str]"
 
 
-def choose_batch_rows(inputs: Sequence[InputSignature]) -> int:
-    """Return the largest power of two up to 8192 of which the inputs take at most 32 MiB; free axes count as 512."""
-    row = sum(
+def choose_batch_rows(inputs: Sequence[InputSignature], row_bytes: int = 0) -> int:
+    """Return the largest power of two up to 8192 of which inputs, and columns, take at most 32 MiB each.
+
+    Free axes of inputs count as 512; `row_bytes`: of all columns of a row, also those that pass through.
+    """
+    input_bytes = sum(
         math.prod(_FREE_SIZE if size is None else size for size in entry.shape[1:]) * np.dtype(entry.dtype).itemsize
         for entry in inputs
     )
-    return 1 << (max(1, min(MOST_ROWS, _BLOCK_BYTES // max(1, row))).bit_length() - 1)
+    return 1 << (max(1, min(MOST_ROWS, _BLOCK_BYTES // max(1, input_bytes, row_bytes))).bit_length() - 1)
 
 
 def _take_problems(block: arrow.RecordBatch) -> tuple[arrow.RecordBatch, dict[int, str]]:
@@ -137,10 +140,9 @@ def score(
     blocks are in memory at once. Raises `InvalidArgument`, and the errors of the scorer.
     """
     scorer = open_scorer(model, asked)
-    rows = choose_batch_rows(scorer.described.inputs) if batch_rows is None else batch_rows
-    if rows < 1:
-        raise refused("batch_rows", rows, "at least 1")
-    blocks = _mapped(source, scorer, columns, rows)
+    if batch_rows is not None and batch_rows < 1:
+        raise refused("batch_rows", batch_rows, "at least 1")
+    blocks = _mapped(source, scorer, columns, batch_rows)
     return _score_all(blocks, scorer)
 
 
@@ -177,20 +179,22 @@ def map_files(
 
 
 def _mapped(
-    source: Source, scorer: Scorer, columns: Mapping[str, Sequence[str]] | None, batch_rows: int
+    source: Source, scorer: Scorer, columns: Mapping[str, Sequence[str]] | None, batch_rows: int | None
 ) -> Iterator[tuple[arrow.RecordBatch, FeatureMap]]:
     """Yield blocks and what feeds the inputs; the columns that the first has are looked for in all."""
     if isinstance(source, str | os.PathLike):
         files = find_files(os.fspath(source))
         schemas = read_schemas(files)
         mapping, table = map_files(scorer.described.inputs, schemas, columns), unify(schemas)
+        rows = batch_rows or choose_batch_rows(scorer.described.inputs, measure_row([*schemas]))
         for file in files:
-            for block in read_blocks(file, batch_rows):
+            for block in read_blocks(file, rows):
                 yield conform(block, table, file), mapping
         return
+    rows = batch_rows or choose_batch_rows(scorer.described.inputs)
     if isinstance(source, arrow.RecordBatch):
         source = [source]
-    batches = iter(source.to_batches(batch_rows) if isinstance(source, arrow.Table) else source)
+    batches = iter(source.to_batches(rows) if isinstance(source, arrow.Table) else source)
     first = next(batches, None)
     if first is None:
         return
@@ -202,8 +206,8 @@ def _mapped(
             check_columns(mapping, batch.schema)
             check_names(batch.schema)
             schema = batch.schema
-        for start in range(0, batch.num_rows, batch_rows):
-            yield batch.slice(start, batch_rows), mapping
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows), mapping
 
 
 def _score_all(blocks: Iterator[tuple[arrow.RecordBatch, FeatureMap]], scorer: Scorer) -> Iterator[arrow.RecordBatch]:

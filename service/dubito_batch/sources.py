@@ -11,8 +11,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -58,6 +58,7 @@ _MAGIC = b"ARROW1"
 _HEADER_CHARACTERS = 1 << 24  # of a line of names, at most
 _PAGE_BYTES = 1 << 20  # read ahead of each Parquet column, at most
 _ALL_PAGES_BYTES = 1 << 25  # of all columns together
+_SAMPLE_ROWS = 256  # of which columns are measured
 _BATCH_BYTES = 1 << 26  # of an Arrow file: larger batches are mapped, not read
 
 
@@ -221,7 +222,7 @@ def count_rows(file: InputFile) -> int | None:
         return None
 
 
-def read_blocks(file: InputFile, batch_rows: int, first: int = 0) -> Iterator[arrow.RecordBatch]:
+def read_blocks(file: InputFile, batch_rows: int, first: int = 0) -> Generator[arrow.RecordBatch]:
     """Read a file in blocks of `batch_rows` rows, the last of fewer, from block number `first` on.
 
     A block is the same wherever the reading began. Lines of a CSV that have too few or too many cells are rows of
@@ -239,6 +240,16 @@ def read_blocks(file: InputFile, batch_rows: int, first: int = 0) -> Iterator[ar
             batches = _csv_batches(file) if file.format == "csv" else _arrow_batches(file, open_files)
         blocks = _cut(batches, batch_rows, skipped)
         yield from map(_without_all_well, blocks) if file.format == "csv" else blocks
+
+
+def measure_row(files: Sequence[InputFile]) -> int:
+    """Return how many bytes the columns of a row take in memory, by the first rows of the largest file; 0 of none.
+
+    Raises `InvalidArgument` where the file cannot be read.
+    """
+    with closing(read_blocks(max(files, key=lambda file: file.size), _SAMPLE_ROWS)) as blocks:
+        block = next(blocks, None)
+    return 0 if block is None else -(-block.nbytes // block.num_rows)
 
 
 def _cut(batches: Iterable[arrow.RecordBatch], rows: int, skipped: int) -> Iterator[arrow.RecordBatch]:

@@ -25,9 +25,9 @@ from pyarrow import dataset, parquet
 from dubito_batch import parts
 from dubito_batch.answers import Asked
 from dubito_batch.job import Job, Outcome, run_job
-from dubito_batch.ledger import SUMMARY
+from dubito_batch.ledger import SUMMARY, read_ledger
 from dubito_batch.memory import Room, peak_memory
-from dubito_batch.parts import NotWritten
+from dubito_batch.parts import NotWritten, open_folder
 from dubito_batch.running import Interrupted, Progress
 from dubito_batch.scoring import Scorer
 from dubito_batch.work import gaps
@@ -182,6 +182,20 @@ def test_another_threshold_of_a_complete_job_is_counted_without_scoring(source: 
     assert outcome.summary.above is not None
     doubt = dataset.dataset(tmp_path / "out", format="parquet").to_table()["dubito_mutual_information"].to_numpy()
     assert outcome.summary.above.rows == (doubt > 0.05).sum()
+
+
+def test_blocks_of_a_wide_table_have_fewer_rows_and_as_many_when_the_job_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = write_input(tmp_path / "days", 20), open_folder(str(tmp_path / "out"))
+    wide = table(300, 1).set_column(5, "note", arrow.array(["x" * 20_000] * 300))
+    parquet.write_table(wide, source / "day-1.parquet")
+    score(source, tmp_path / "out", batch_rows=None)
+    begun = read_ledger(folder)
+    assert begun is not None
+    assert begun.batch_rows == 1024
+    monkeypatch.setattr("dubito_batch.job.measure_row", lambda files: 1)
+    assert not score(source, tmp_path / "out", resume=True, batch_rows=None).fresh
 
 
 def test_resuming_where_nothing_was_begun_begins(source: Path, tmp_path: Path) -> None:

@@ -298,3 +298,16 @@ def test_a_block_holds_a_power_of_two_rows_whose_inputs_take_at_most_32_mib(
     dtype: str, shape: tuple[int | None, ...], expected: int
 ) -> None:
     assert choose_batch_rows([InputSignature("x", dtype, shape)]) == expected
+
+
+def test_columns_that_no_input_reads_count_too() -> None:
+    inputs = [InputSignature("x", "float32", (None, 16))]
+    assert choose_batch_rows(inputs, 4096) == 8192
+    assert choose_batch_rows(inputs, 20_000) == 1024
+    assert choose_batch_rows(inputs, 1 << 30) == 1
+
+
+def test_a_file_of_wide_rows_is_scored_in_blocks_of_fewer(tmp_path: Path) -> None:
+    notes = arrow.array(["x" * 20_000] * 1500)
+    parquet.write_table(lists([[1.0]] * 1500).append_column("note", notes), tmp_path / "table.parquet")
+    assert [batch.num_rows for batch in score(tmp_path / "table.parquet", Sums())] == [1024, 476]

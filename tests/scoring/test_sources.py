@@ -14,7 +14,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import csv, feather, ipc, parquet
 
-from dubito_batch.sources import InputFile, count_rows, find_files, read_blocks, read_schema
+from dubito_batch.sources import InputFile, count_rows, find_files, measure_row, read_blocks, read_schema
 from dubito_client.errors import InvalidArgument
 
 TABLE = arrow.table({"number": list(range(100)), "text": [f"t{row % 7}" for row in range(100)]})
@@ -232,6 +232,15 @@ def test_of_a_large_row_group_little_is_held_at_a_time(tmp_path: Path) -> None:
     held = [arrow.total_allocated_bytes() - before for _ in read_blocks(file, 50_000)]
     assert len(held) == 80
     assert max(held) < 12 << 20  # some pages, of a MiB each
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_row_is_measured_by_all_columns_of_the_largest_file(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    (tmp_path / "z.csv").write_text("number,text\n")
+    [large, _] = files = find_files(str(tmp_path))
+    assert measure_row(files) == -(-next(iter(read_blocks(large, 100))).nbytes // 100)
+    assert measure_row(files[1:]) == 0
 
 
 def test_blocks_of_no_rows_are_refused(tmp_path: Path) -> None:
