@@ -19,6 +19,7 @@ from dubito_client.errors import InvalidArgument, refused
 
 LEDGER, SUMMARY = "_dubito_job.json", "_dubito_summary.json"
 FORMAT = 1
+PROCESSOR = "processor"  # among the passes: what machines of one cluster may differ in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class Ledger:
     columns: Mapping[str, tuple[str, ...]]  # by the input that they feed
     batch_rows: int
     files: tuple[InputFile, ...]
-    passes: Mapping[str, Any]  # what rounding hangs on, beside all that
+    passes: Mapping[str, Any]  # what rounding hangs on, beside all that; nothing by a server
     software: Mapping[str, str]  # versions by name
     table: Mapping[str, str]  # types of its columns, by name
 
@@ -130,14 +131,18 @@ def _differences(was: Ledger, now: Ledger, begun: Container[int]) -> Iterator[In
     yield from _of_files(was, now, begun)
     for name in {**was.table, **now.table}:
         yield from _of(f"column {name}", was.table.get(name, "none"), now.table.get(name, "none"))
-    for what, before, after in (("passes", was.passes, now.passes), ("version of", was.software, now.software)):
+    if bool(was.passes) != bool(now.passes):
+        here, there = "--repository, by which", "--server, by which"
+        given, accepted = ("--server", here) if was.passes else ("--repository", there)
+        yield refused("model", f"that of {given}", f"that of {accepted} the job in this output was begun")
+    for before, after in ((was.passes, now.passes), (was.software, now.software)):
         for name in {**before, **after}:
-            yield from _of(f"{what} {name}", before.get(name), after.get(name))
+            yield from _of(name, before.get(name), after.get(name), "; go on where it is so, or anew to another output")
 
 
-def _of(name: str, was: Any, now: Any) -> Iterator[InvalidArgument]:
+def _of(name: str, was: Any, now: Any, advice: str = "") -> Iterator[InvalidArgument]:
     if was != now:
-        yield refused(name, _shown(now), f"{_shown(was)}, with which the job in this output was begun")
+        yield refused(name, _shown(now), f"{_shown(was)}, with which the job in this output was begun{advice}")
 
 
 def _of_checksums(was: Ledger, now: Ledger) -> Iterator[InvalidArgument]:

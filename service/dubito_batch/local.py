@@ -7,6 +7,7 @@ So an answer is the same to the bit however many threads there are, and nothing 
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from queue import SimpleQueue
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dubito_batch.answers import INTERVAL_LEVEL, OPTIONAL_ARRAYS, Asked, Described, check_asked, concatenate
+from dubito_batch.ledger import PROCESSOR
 from dubito_client.answers import Column, InputSignature
 from dubito_client.errors import NotFound, ServerError, Unavailable, refused
 from dubito_client.stopping import Stopping as Rule
@@ -64,7 +66,13 @@ class LocalScorer:
         self._torch_threads = torch.get_num_threads()
         device = version.engine.program.device.type
         slice_bytes = _SLICE_BYTES[device] if passes is None else passes.get("slice_bytes", _SLICE_BYTES[device])
-        self.passes: Mapping[str, int | str] = {"device": device, "slice_bytes": slice_bytes}
+        self.passes: Mapping[str, int | str] = {
+            "device": device,
+            "slice_bytes": slice_bytes,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            PROCESSOR: _processor(device),
+        }
         engines = [make_engine(each.program, version.manifest, PASS_BYTES, each.vmaps) for each in version.engines]
         self.threads = len(engines) if device == "cuda" else threads or self._torch_threads
         with _translated():
@@ -212,6 +220,12 @@ def _word(field: str, word: str, words: type[Word]) -> Word:
         return words(word)
     except ValueError:
         raise refused(field, repr(word), ", ".join(each.value for each in words)) from None
+
+
+def _processor(device: str) -> str:
+    """Name what chooses among the kernels of an operation, which round differently."""
+    own = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{own}, {torch.cuda.get_device_name()}" if device == "cuda" else own
 
 
 def _kept_bytes(plan: Plan, manifest: Manifest) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dubito_batch.answers import Asked, Described
+from dubito_batch.ledger import PROCESSOR
 from dubito_batch.parts import Place
 from dubito_batch.running import Progress, Watch
 from dubito_batch.work import Stretch, Work, Written, total
@@ -143,6 +144,7 @@ def _signals_kept() -> Iterator[None]:
 def open_on_ray(opening: Opening, passes: Passes | None) -> RayModel:
     """Let a worker open the model, and say what it is; `passes`: of a job that is taken up again.
 
+    Processors of a cluster may differ, so the job's stays what it was.
     Raises what opening it raises, and `ServerError` where the cluster fails.
     """
     import ray
@@ -152,6 +154,8 @@ def open_on_ray(opening: Opening, passes: Passes | None) -> RayModel:
         asked = ray.remote(_describe).options(num_gpus=1 if gpus else 0, num_cpus=1)
         content = ray.get(asked.remote(opening, passes))
     described, found = _read(content)
+    if passes and PROCESSOR in passes:
+        found = {**found, PROCESSOR: passes[PROCESSOR]}
     return RayModel(opening=opening, described=described, passes=found, gpus=gpus > 0, threads=max(1, gpus or cpus))
 
 
@@ -262,9 +266,11 @@ class Actor:
         with self._lock:
             if self._scorer is None:
                 scorer = model.opening.open(model.described.version, model.passes)
-                if (scorer.described, scorer.passes) != (model.described, model.passes):
+                passes = {**scorer.passes, PROCESSOR: model.passes.get(PROCESSOR)}
+                if scorer.described != model.described or passes != model.passes:
                     given = f"{model.described.model} version {model.described.version}, which is not alike everywhere"
-                    raise refused("version", given, "the same files and the same kind of device on every machine")
+                    accepted = "the same files, torch, numpy and kind of device on every machine"
+                    raise refused("version", given, accepted)
                 self._scorer = scorer
             return self._scorer
 

@@ -190,8 +190,9 @@ def test_a_folder_with_a_job_wants_resume_and_one_with_anything_else_is_refused(
         ({"asked": {**ASKED, "quantiles": []}}, "quantiles: got none; accepted: 0.5, with which"),
         ({"columns": {"x": ("f1", "f0")}}, "columns of x: got f1, f0; accepted: f0, f1, with which"),
         ({"batch_rows": 128}, "batch_rows: got 128; accepted: 64, with which"),
-        ({"passes": {"slice_rows": 128}}, "passes slice_rows: got 128; accepted: 256, with which"),
-        ({"software": {**SOFTWARE, "dubito": "0.2.0"}}, "version of dubito: got 0.2.0; accepted: 0.1.0, with which"),
+        ({"passes": {"slice_rows": 128}}, "slice_rows: got 128; accepted: 256, with which"),
+        ({"software": {**SOFTWARE, "dubito": "0.2.0"}}, "dubito: got 0.2.0; accepted: 0.1.0, with which"),
+        ({"passes": {}}, "model: got that of --server; accepted: that of --repository, by which the job in this"),
         ({"table": {**TABLE, "f1": "string"}}, "column f1: got string; accepted: double, with which"),
         ({"table": {**TABLE, "id": "int64"}}, "column id: got int64; accepted: none, with which"),
         ({"files": FILES[:1]}, "input: got /data/b.csv no more; accepted: the input as it was when"),
@@ -217,3 +218,14 @@ def test_a_file_without_a_part_may_have_changed() -> None:
         InvalidArgument, match=r"without its parts \(part-00001-\*\.parquet\), --resume scores the file"
     ):
         check_same(ledger(), now, {1})
+
+
+def test_a_server_s_job_is_not_gone_on_with_here() -> None:
+    with pytest.raises(InvalidArgument, match="model: got that of --repository; accepted: that of --server, by which"):
+        check_same(ledger(passes={}), ledger(), {0, 1})
+
+
+def test_what_decides_rounding_is_refused_with_what_to_do() -> None:
+    told = "torch: got 2.9; accepted: 2.8, with which the job in this output was begun; go on where it is so, or anew"
+    with pytest.raises(InvalidArgument, match=told):
+        check_same(ledger(passes={"torch": "2.8"}), ledger(passes={"torch": "2.9"}), {0, 1})

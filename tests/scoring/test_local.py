@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as arrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from dubito_batch.answers import Asked
+from dubito_batch.job import Job, run_job
 from dubito_batch.local import LocalScorer, open_local
 from dubito_client.errors import InvalidArgument, NotFound, ServerError
 from dubito_client.stopping import Stopping
@@ -274,3 +277,23 @@ def test_a_calibration_that_is_switched_meanwhile_changes_nothing(judge: ModelVe
     before = scorer.score({"x": rows(5)})
     version.use_calibration(None)
     alike(before, scorer.score({"x": rows(5)}))
+
+
+def test_what_rounding_hangs_on_names_the_software_and_the_processor(judge: ModelVersion) -> None:
+    passes = LocalScorer(judge, threads=1, passes={**FEW, "torch": "0.1", "processor": "abacus"}).passes
+    assert (passes["torch"], passes["numpy"]) == (torch.__version__, np.__version__)
+    assert str(passes["processor"]).endswith(torch.backends.cpu.get_cpu_capability())
+
+
+def test_a_job_begun_on_another_processor_is_not_gone_on_with(
+    judge: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {f"x{place}": values for place, values in enumerate(rows(20).T)}
+    parquet.write_table(arrow.table(table), tmp_path / "rows.parquet")
+    job = Job(source=str(tmp_path / "rows.parquet"), output=str(tmp_path / "out"), columns={"x": ("x*",)}, resume=True)
+    monkeypatch.setattr("dubito_batch.job.put_page", lambda folder, summary: "")
+    assert run_job(job, lambda passes: LocalScorer(judge, passes=passes)).fresh
+    assert not run_job(job, lambda passes: LocalScorer(judge, passes=passes)).fresh
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+    with pytest.raises(InvalidArgument, match=r"processor: got .* ABACUS; accepted: .*, with which.*; go on where"):
+        run_job(job, lambda passes: LocalScorer(judge, passes=passes))

@@ -278,3 +278,22 @@ def test_an_actor_scores_by_no_other_files_than_the_first_was_asked_about(openin
     batch = arrow.table({"file": [0], "block": [0], "blocks": [1]})
     [told] = Actor(None, model)(batch)  # type: ignore[arg-type]
     assert str(pickle.loads(told["told"][0])).startswith("version: got judge version 1, which is not alike everywhere")
+
+
+def test_an_actor_may_have_another_processor_and_no_other_torch(opening: Opening) -> None:
+    here = opening.open(None, None)
+    model = RayModel(
+        opening=opening,
+        described=here.described,
+        passes={**here.passes, "processor": "abacus"},
+        gpus=False,
+        threads=1,
+    )
+    assert Actor(None, model)._open().described == here.described  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="the same files, torch, numpy and kind of device on every machine"):
+        Actor(None, replace(model, passes={**model.passes, "torch": "0.1"}))._open()  # type: ignore[arg-type]
+
+
+@on_a_cluster
+def test_a_job_begun_on_one_processor_goes_on_on_a_cluster_of_others(opening: Opening) -> None:
+    assert open_on_ray(opening, {"processor": "abacus"}).passes["processor"] == "abacus"
