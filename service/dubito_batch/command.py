@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -135,7 +136,7 @@ def score(ctx: click.Context, /, **options: Any) -> None:
     last: Progress | None = None
     with _ending_well(console) as signals:
         try:
-            job, open_scorer = _job(options), _opening(ctx, options)
+            job, open_scorer = _job(options), _opening(ctx, options, console)
             with shown(console) as show:
 
                 def report(progress: Progress) -> None:
@@ -163,7 +164,7 @@ def _job(options: Mapping[str, Any]) -> Job:
     return Job(columns=read_asked(options["columns"]), **{name: options[name] for name in names})
 
 
-def _opening(ctx: click.Context, options: Mapping[str, Any]) -> OpenScorer:
+def _opening(ctx: click.Context, options: Mapping[str, Any], console: Console) -> OpenScorer:
     """Return what makes the scorer, here or at a server; one that the environment names gives way to --repository."""
     asked, repository = _asked(options), options["repository"]
     connect: Callable[[], Client] | None = options["connect"]
@@ -188,7 +189,8 @@ def _opening(ctx: click.Context, options: Mapping[str, Any]) -> OpenScorer:
         return lambda passes: _open_here(repository, model, asked, number, workers, passes)
     if connect is None:
         raise refused("repository", "nothing", "--repository DIR to score here, or --server HOST:PORT")
-    return lambda passes: RemoteScorer(ctx.with_resource(connect()), model, asked, version=number)
+    tell = partial(console.print, soft_wrap=True)
+    return lambda passes: RemoteScorer(ctx.with_resource(connect()), model, asked, version=number, tell=tell)
 
 
 def _absolute(repository: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from enum import Enum
 from typing import Any, TypeVar
@@ -32,13 +32,28 @@ def flow(
     """Take every block through `score`, in one of `workers` threads, and `write`, in one thread.
 
     `written` is told in this thread what `write` returned, in the order in which blocks are done with. At most
-    `window` blocks, which is asked each time, are under way at once. A failure ends the reading; all blocks before it
-    are still done with, and then the first failure in the order of blocks is raised. Where `stopped`, nothing new is
+    `window` blocks, which is asked each time, are under way at once. A failure ends the reading, and no later
+    block begins to be scored; all blocks before it are still done with, and then the first failure in the order of
+    blocks is raised. Where `stopped`, nothing new is
     begun, and what is being scored or written comes to its end.
     """
     under_way: dict[Future[Any], tuple[int, _Stage]] = {}
     failure: tuple[int, Exception] | None = None
     read, ended = 0, False
+    failed: list[int] = []  # numbers, known to the threads at once: each takes what waits before this one can cancel it
+
+    def attempt(act: Callable[[Any], Any], number: int, block: Any) -> Any:
+        try:
+            return act(block)
+        except Exception:
+            failed.append(number)
+            raise
+
+    def begin(number: int, block: R) -> Any:
+        if any(other < number for other in failed):
+            raise CancelledError
+        return attempt(score, number, block)
+
     with ExitStack() as stack:
         reading, scoring, writing = (stack.enter_context(ThreadPoolExecutor(count)) for count in (1, workers, 1))
         stack.callback(lambda: [future.cancel() for future in under_way])
@@ -67,11 +82,11 @@ def flow(
                 elif stage is _Stage.WRITE:
                     written(future.result())
                 elif stage is _Stage.SCORE:
-                    under_way[writing.submit(write, future.result())] = number, _Stage.WRITE
+                    under_way[writing.submit(attempt, write, number, future.result())] = number, _Stage.WRITE
                 elif (block := future.result()) is None:
                     ended = True
                 else:
-                    under_way[scoring.submit(score, block)] = number, _Stage.SCORE
+                    under_way[scoring.submit(begin, number, block)] = number, _Stage.SCORE
                     del block
                 del future  # with the block in it
     if failure is not None:

@@ -66,11 +66,13 @@ class RemoteScorer:
         patience: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[str], None] = lambda said: None,
     ) -> None:
         """Ask the server what the model is, and whether it can answer what is asked.
 
         `in_flight`: requests of a call of `score` that are under way at once, at most; `patience`: seconds without an
-        answer after which the server is given up. Raises the errors of the client.
+        answer after which the server is given up; `tell`: called once whenever it ceases to answer. Raises the errors
+        of the client.
         """
         info = client.model(model, version=version)
         if info.state != "ready":
@@ -87,7 +89,8 @@ class RemoteScorer:
         self._request_rows = _request_rows(self.asked, info)
         self._most_in_flight, self._patience, self._clock, self._sleep = in_flight, patience, clock, sleep
         self._in_flight = 1  # until answers have shown how fast they come
-        self._lock = threading.Lock()  # of that number
+        self._lock = threading.Lock()  # of that number, and of what was told
+        self._tell, self._told = tell, False
         self._try()
 
     def _try(self) -> None:
@@ -118,10 +121,11 @@ class RemoteScorer:
         while missing:
             before = set(missing)
             failure = self._ask(missing, found)
+            if missing.keys() != before:
+                since, pause, self._told = self._clock(), _PAUSE, False
             if failure is None:
                 continue
-            if missing.keys() != before:
-                since, pause = self._clock(), _PAUSE
+            self._tell_once(failure)
             wait = max(pause, getattr(failure, "retry_after", None) or 0.0)
             silent = self._clock() - since
             if silent + wait > self._patience:
@@ -129,6 +133,15 @@ class RemoteScorer:
             self._sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return concatenate([found[first] for first in sorted(found)])
+
+    def _tell_once(self, failure: DubitoClientError) -> None:
+        """Tell that the server does not answer, unless that was told before; one that is full does."""
+        if isinstance(failure, Overloaded):
+            return
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            self._tell(f"the server does not answer ({failure}); it is tried for up to {self._patience:.0f} s")
 
     def _cut(self, inputs: Inputs) -> dict[int, Inputs]:
         """Cut rows into requests, by the number of their first row."""

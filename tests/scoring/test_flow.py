@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from dubito_batch import flow as flow_module
 from dubito_batch.flow import flow
 
 
@@ -134,6 +137,45 @@ def test_all_blocks_before_a_failure_are_done_with_and_the_first_failure_is_told
         run(numbers(20), score, write, workers=2 if scoring else 1, done=done)
     assert set(range(5)) <= set(done)
     assert len(done) < 20
+
+
+@pytest.mark.parametrize("stage", ["score", "write"])
+def test_no_block_begins_to_be_scored_after_one_before_it_failed(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    read, broken = threading.Event(), threading.Event()
+
+    def blocks() -> Iterator[Block]:
+        for number in range(6):
+            yield Block(number)
+        read.set()
+
+    def fail(number: int) -> int:
+        if number == 0:
+            assert read.wait(30)  # till all others wait for the thread that this one has
+            broken.set()
+            raise OSError("lost")
+        return number
+
+    def score(block: Block) -> int:
+        begun.append(block.number)
+        if block.number == 1:
+            broken.wait(30)
+            time.sleep(0.05)  # until the failure has left its thread
+        return fail(block.number) if stage == "score" else block.number
+
+    real = flow_module.wait
+
+    def slow(*given: Any, **options: Any) -> Any:
+        """Learn of what is done long after the threads do."""
+        found = real(*given, **options)
+        if broken.is_set():
+            time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(flow_module, "wait", slow)
+    with pytest.raises(OSError, match="lost"):
+        run(blocks(), score, fail if stage == "write" else lambda number: number, workers=1, window=lambda: 9)
+    assert begun == ([0] if stage == "score" else [0, 1])
 
 
 def test_once_stopped_nothing_is_begun_and_what_is_scored_is_written() -> None:

@@ -355,6 +355,15 @@ def test_a_server_that_stays_lost_is_a_clear_error_after_the_patience() -> None:
     assert 20.0 < sum(client.waits) <= 30.0
 
 
+def test_a_server_that_does_not_answer_is_told_of_once_each_time() -> None:
+    told: list[str] = []
+    client = Scripted(broken(), broken(), [], [full(1.0)], [], broken(), [None, broken(), None])
+    scorer = client.scorer(tell=told.append)
+    for _ in range(3):
+        assert right(scorer.score({"x": X}))
+    assert told == ["the server does not answer (Socket closed); it is tried for up to 60 s"] * 3
+
+
 def test_a_server_that_is_silent_is_a_clear_error_too() -> None:
     release = threading.Event()
 
