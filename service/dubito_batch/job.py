@@ -31,6 +31,8 @@ from dubito_batch.tables import read_schemas, unify
 from dubito_batch.work import Work
 from dubito_client.errors import InvalidArgument, refused
 
+_NOTHING = Place(0, 0)  # of the part of a table without rows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -113,7 +115,7 @@ def run_job(
         else:
             done = score_missing(work, scorer, watch, workers=workers, limit_memory=job.limit_memory)
         if not folder.parts():
-            folder.put(Place(0, 0).name, nothing)
+            folder.put(_NOTHING.name, nothing)
         _check_unchanged(files, job.source)
         summary = summarize(
             folder,
@@ -157,7 +159,7 @@ def _score_nothing(schema: arrow.Schema, scorer: Scorer | RayModel) -> bytes:
     empty = arrow.RecordBatch.from_arrays([arrow.nulls(0, field.type) for field in schema], schema=schema)
     scored = assemble(empty, [], {}, scorer.described, scorer.asked)
     try:
-        return encode_part(scored)
+        return encode_part(scored, _NOTHING)
     except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
         raise refused("input", f"a column that Parquet cannot hold ({error})", "columns that it can") from error
 

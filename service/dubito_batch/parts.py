@@ -20,7 +20,9 @@ from pyarrow import parquet, types
 from dubito_client.errors import DubitoClientError, refused
 
 LOCK = "_dubito_lock"
+_NAME = b"dubito_part"  # in a part's footer
 _PART = re.compile(r"part-(\d{5,})-(\d{7,})\.parquet")
+_ACCEPTED = "the part that the job wrote there; without the file, --resume makes it again"
 _LEFT_OVER = re.compile(r"\.(part-|_dubito_).*\.tmp")
 
 
@@ -50,10 +52,11 @@ def _is_word(kind: arrow.DataType) -> bool:
     return bool(types.is_dictionary(kind) or types.is_string(kind) or types.is_large_string(kind))
 
 
-def encode_part(rows: arrow.RecordBatch) -> bytes:
-    """Return rows as a Parquet file of one row group: the same bytes for the same rows."""
+def encode_part(rows: arrow.RecordBatch, place: Place) -> bytes:
+    """Return rows as a Parquet file of one row group that names its place: the same bytes for the same rows."""
     sink = arrow.BufferOutputStream()
     table = arrow.Table.from_batches([rows])
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NAME: place.name.encode()})
     # A dictionary of numbers, which seldom repeat, takes five times as long and no less room.
     words = [field.name for field in rows.schema if _is_word(field.type)]
     parquet.write_table(table, sink, row_group_size=max(1, table.num_rows), compression="zstd", use_dictionary=words)
@@ -107,8 +110,24 @@ class Folder:
             with self.system.open(f"{self.root}/{place.name}", "rb") as file, parquet.ParquetFile(file) as part:
                 return part.read(columns=list(columns), use_threads=False)
         except Exception as error:
-            accepted = "a part that can be read; without the file, --resume makes it again"
-            raise refused("output", f"{place.name} in {self.root} ({_said(error)})", accepted) from error
+            raise refused("output", f"{place.name} in {self.root} ({_said(error)})", _ACCEPTED) from error
+
+    def count_rows(self, place: Place) -> int | None:
+        """Count the rows of a part by its footer; None of one that is cut, as a store may leave it to a killed job.
+
+        Raises `InvalidArgument` where it cannot be read, or is of another place.
+        """
+        try:
+            with self.system.open(f"{self.root}/{place.name}", "rb") as file:
+                footer = parquet.read_metadata(file)
+        except arrow.ArrowInvalid:
+            return None
+        except Exception as error:
+            raise refused("output", f"{place.name} in {self.root} ({_said(error)})", _ACCEPTED) from error
+        held = (footer.metadata or {}).get(_NAME, b"what no job wrote").decode(errors="replace")
+        if held != place.name:
+            raise refused("output", f"{place.name} in {self.root}, which holds {held}", _ACCEPTED)
+        return int(footer.num_rows)
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all; `NotWritten` where that fails."""

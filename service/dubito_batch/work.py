@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +19,8 @@ from dubito_batch.sources import InputFile, count_rows, read_blocks, read_schema
 from dubito_batch.summary import DRAWS, count_invalid, first_problem
 from dubito_batch.tables import conform, naming
 from dubito_client.errors import InvalidArgument, refused
+
+_READERS = 8  # of footers at once: a store beyond this machine takes its time for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,22 @@ class Work:
         return [_count(file) for file in self.ledger.files]
 
     def done(self) -> tuple[frozenset[Place], int]:
-        """Return the blocks whose parts are there, and how many rows these have: all but a file's last are full.
+        """Return the blocks whose parts are there and whole, and how many rows these have.
 
-        Raises `InvalidArgument` where the work is strict and they hold a row that could not be scored.
+        Raises `InvalidArgument` where one is not of this job, or the work is strict and one holds a row that could not
+        be scored.
         """
-        done = self.folder.parts()
+        found = sorted(self.folder.parts())
+        if found and found[-1].file >= len(self.ledger.files):
+            given = f"{found[-1].name} in {self.folder.root}, which is of no file of the input"
+            raise refused("output", given, "the parts of this job alone")
+        with ThreadPoolExecutor(_READERS) as pool:
+            counts = dict(zip(found, pool.map(self.folder.count_rows, found), strict=True))
+        done = {place: count for place, count in counts.items() if count is not None}
         if self.strict:
-            for place in sorted(done):
+            for place in done:
                 self._check(place, self.folder.read_part(place, (STATUS, PROBLEM)))
-        last = {place.file: place for place in sorted(done)}
-        ends = sum(int(self.folder.read_part(place, (STATUS,)).num_rows) for place in last.values())
-        return done, ends + (len(done) - len(last)) * self.ledger.batch_rows
+        return frozenset(done), sum(done.values())
 
     def missing(self, done: Iterable[Place]) -> Iterator[Stretch]:
         """List what is still to be done, in the order of the input."""
@@ -105,7 +113,7 @@ class Work:
 
     def write(self, scored: Block) -> Written:
         """Make a part of a block that is scored."""
-        rows, content = scored.rows, encode_part(scored.rows)
+        rows, content = scored.rows, encode_part(scored.rows, scored.place)
         self.folder.put(scored.place.name, content)
         draws = compute.sum(rows[DRAWS]).as_py() or 0
         return Written(

@@ -184,6 +184,32 @@ def test_another_threshold_of_a_complete_job_is_counted_without_scoring(source: 
     assert outcome.summary.above.rows == (doubt > 0.05).sum()
 
 
+def test_a_part_that_was_cut_is_made_again(source: Path, tmp_path: Path) -> None:
+    score(source, tmp_path / "whole")
+    begin(source, tmp_path / "out")
+    part = tmp_path / "out" / "part-00000-0000001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])  # as a store beyond this machine may leave it
+    score(source, tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_parts_that_are_not_of_the_job_are_refused_by_name(source: Path, tmp_path: Path) -> None:
+    begin(source, tmp_path / "out")
+    first, second, stray = (
+        tmp_path / "out" / f"part-{number}.parquet" for number in ("00000-0000000", "00000-0000001", "00007-0000000")
+    )
+    own = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(InvalidArgument, match=f"output: got {second.name} in .*, which holds {first.name}; accepted"):
+        score(source, tmp_path / "out", resume=True)
+    second.write_bytes(own)
+    stray.write_bytes(own)
+    with pytest.raises(InvalidArgument, match=f"output: got {stray.name} in .*, which is of no file of the input"):
+        score(source, tmp_path / "out", resume=True)
+    stray.unlink()
+    assert score(source, tmp_path / "out", resume=True).summary.rows == sum(ROWS)
+
+
 def test_blocks_of_a_wide_table_have_fewer_rows_and_as_many_when_the_job_is_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

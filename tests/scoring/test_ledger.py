@@ -31,6 +31,7 @@ ASKED = {
     "quantiles": [0.5],
 }
 TABLE = {"f0": "double", "f1": "double"}
+PLACE = Place(0, 0)
 SOFTWARE = {"dubito": "0.1.0", "pyarrow": "26.0.1"}
 
 
@@ -44,12 +45,12 @@ def ledger(**changes: Any) -> Ledger:
 
 def test_a_part_is_the_same_bytes_for_the_same_rows_and_is_one_row_group() -> None:
     rows = table(1000).to_batches()[0]
-    content = encode_part(rows)
-    assert content == encode_part(arrow.RecordBatch.from_pylist(rows.to_pylist(), schema=rows.schema))
+    content = encode_part(rows, PLACE)
+    assert content == encode_part(arrow.RecordBatch.from_pylist(rows.to_pylist(), schema=rows.schema), PLACE)
     file = parquet.ParquetFile(arrow.BufferReader(content))
     assert file.num_row_groups == 1
     assert file.read().equals(arrow.Table.from_batches([rows]))
-    assert parquet.read_table(arrow.BufferReader(encode_part(rows.slice(0, 0)))).schema == rows.schema
+    assert parquet.read_table(arrow.BufferReader(encode_part(rows.slice(0, 0), PLACE))).schema == rows.schema
 
 
 def test_the_names_of_parts_sort_as_their_rows_do_and_tell_their_places(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_folder_of_a_store_holds_what_a_folder_here_does() -> None:
         assert folder.names() == frozenset()
         folder.make()
         with folder.locked():
-            folder.put(Place(0, 1).name, encode_part(table(5).to_batches()[0]))
+            folder.put(Place(0, 1).name, encode_part(table(5).to_batches()[0], Place(0, 1)))
             folder.put(LEDGER, ledger().encode())
         assert folder.parts() == {Place(0, 1)}
         assert read_ledger(folder) == ledger()
@@ -127,6 +128,28 @@ def test_a_part_that_was_damaged_is_named(tmp_path: Path) -> None:
     folder.put(Place(0, 0).name, b"PAR1 no more")
     with pytest.raises(InvalidArgument, match=r"part-00000-0000000\.parquet in .*without the file, --resume makes it"):
         folder.read_part(Place(0, 0), ["id"])
+
+
+def test_a_part_tells_its_rows_if_it_is_whole_and_in_its_place(tmp_path: Path) -> None:
+    folder, content = open_folder(str(tmp_path)), encode_part(table(5).to_batches()[0], PLACE)
+    folder.put(PLACE.name, content)
+    assert folder.count_rows(PLACE) == 5
+    for size in (0, 3, len(content) // 2, len(content) - 1):
+        folder.put(PLACE.name, content[:size])
+        assert folder.count_rows(PLACE) is None
+    other = Place(0, 1)
+    with pytest.raises(
+        InvalidArgument, match=r"part-00000-0000001\.parquet in .*; accepted: the part that the job wrote"
+    ):
+        folder.count_rows(other)
+    folder.put(other.name, content)
+    with pytest.raises(
+        InvalidArgument, match=r"0001\.parquet in .*, which holds part-00000-0000000\.parquet; accepted"
+    ):
+        folder.count_rows(other)
+    parquet.write_table(table(5), tmp_path / other.name)
+    with pytest.raises(InvalidArgument, match="which holds what no job wrote; accepted"):
+        folder.count_rows(other)
 
 
 def test_an_output_that_is_no_folder_is_refused(tmp_path: Path) -> None:
