@@ -32,6 +32,8 @@ _FREE_SIZE = 512  # as which a free axis counts
 _NO_ANSWER = "the network's answer: got NaN or infinity; accepted: finite numbers"
 _AHEAD = 2  # blocks beside those that are scored, read already or waiting to be taken
 
+_SOURCES = "a path, a glob or a URL, or what Arrow has: a table, or record batches (of pandas: Table.from_pandas)"
+
 
 class Scorer(Protocol):
     """One model that answers rows, here or at a server; several threads may call `score` at once."""
@@ -192,9 +194,7 @@ def _mapped(
                 yield conform(block, table, file), mapping
         return
     rows = batch_rows or choose_batch_rows(scorer.described.inputs)
-    if isinstance(source, arrow.RecordBatch):
-        source = [source]
-    batches = iter(source.to_batches(rows) if isinstance(source, arrow.Table) else source)
+    batches = _batches(source, rows)
     first = next(batches, None)
     if first is None:
         return
@@ -208,6 +208,20 @@ def _mapped(
             schema = batch.schema
         for start in range(0, batch.num_rows, rows):
             yield batch.slice(start, rows), mapping
+
+
+def _batches(source: arrow.Table | arrow.RecordBatch | Iterable[arrow.RecordBatch], rows: int) -> Iterator[Any]:
+    """Yield the batches of what is in memory; `InvalidArgument` where it is of another kind, or holds another."""
+    if isinstance(source, arrow.Table):
+        source = source.to_batches(rows)
+    elif isinstance(source, arrow.RecordBatch):
+        source = [source]
+    elif not isinstance(source, Iterable):
+        raise refused("source", f"a {type(source).__name__}", _SOURCES)
+    for batch in source:
+        if not isinstance(batch, arrow.RecordBatch):
+            raise refused("source", f"a {type(source).__name__} of {type(batch).__name__}", _SOURCES)
+        yield batch
 
 
 def _score_all(blocks: Iterator[tuple[arrow.RecordBatch, FeatureMap]], scorer: Scorer) -> Iterator[arrow.RecordBatch]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as arrow
 import pytest
 import torch
@@ -311,3 +312,17 @@ def test_a_file_of_wide_rows_is_scored_in_blocks_of_fewer(tmp_path: Path) -> Non
     notes = arrow.array(["x" * 20_000] * 1500)
     parquet.write_table(lists([[1.0]] * 1500).append_column("note", notes), tmp_path / "table.parquet")
     assert [batch.num_rows for batch in score(tmp_path / "table.parquet", Sums())] == [1024, 476]
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [
+        (5, "a int"),
+        (None, "a NoneType"),
+        (pandas.DataFrame({"x": [[1.0]]}), "a DataFrame of str"),
+        ([lists([[1.0]])], "a list of Table"),
+    ],
+)
+def test_what_is_no_table_is_refused(source: Any, given: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"source: got {given}; accepted: a path, a glob or a URL, or what Arrow"):
+        list(score(source, Sums()))
