@@ -58,6 +58,8 @@ _MAGIC = b"ARROW1"
 _HEADER_CHARACTERS = 1 << 24  # of a line of names, at most
 _PAGE_BYTES = 1 << 20  # read ahead of each Parquet column, at most
 _ALL_PAGES_BYTES = 1 << 25  # of all columns together
+_REMOTE_BYTES = 1 << 23  # read ahead of each column of a remote file, at most
+_GROUP_BYTES = 1 << 26  # of all of them together; a remote row group of no more is read whole
 _SAMPLE_ROWS = 256  # of which columns are measured
 _BATCH_BYTES = 1 << 26  # of an Arrow file: larger batches are mapped, not read
 
@@ -347,15 +349,25 @@ def _open(file: InputFile, mapped: bool = False) -> Iterator[arrow.NativeFile]:
 def _open_parquet(file: InputFile, open_files: ExitStack) -> parquet.ParquetFile:
     """Open a file such that of a row group, however large, only some pages are held at a time.
 
-    A remote file is read by whole columns of a row group instead: many small reads would take longer than all else.
+    Of a remote file, small row groups are read whole, and more is read at a time of others: many small reads would take
+    longer than all else.
     """
     stream = open_files.enter_context(_open(file))
-    if not isinstance(stream, arrow.OSFile):
-        return open_files.enter_context(parquet.ParquetFile(stream, pre_buffer=True))
     found = open_files.enter_context(parquet.ParquetFile(stream))
-    ahead = min(_PAGE_BYTES, _ALL_PAGES_BYTES // max(1, found.metadata.num_columns))
+    columns, local = max(1, found.metadata.num_columns), isinstance(stream, arrow.OSFile)
+    if not local and _largest_group(found.metadata) <= _GROUP_BYTES:
+        return open_files.enter_context(parquet.ParquetFile(stream, metadata=found.metadata, pre_buffer=True))
+    page, pages = (_PAGE_BYTES, _ALL_PAGES_BYTES) if local else (_REMOTE_BYTES, _GROUP_BYTES)
+    ahead = max(1, min(page, pages // columns))
     buffered = parquet.ParquetFile(stream, metadata=found.metadata, buffer_size=ahead, pre_buffer=False)
     return open_files.enter_context(buffered)
+
+
+def _largest_group(metadata: parquet.FileMetaData) -> int:
+    """Return how many bytes the largest row group takes in its file."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    sizes = (sum(group.column(at).total_compressed_size for at in range(group.num_columns)) for group in groups)
+    return max(sizes, default=0)
 
 
 def _open_arrow(file: InputFile, open_files: ExitStack) -> ipc.RecordBatchFileReader | ipc.RecordBatchStreamReader:

@@ -729,3 +729,37 @@ def test_a_job_that_takes_more_than_its_limit_on_the_way_is_ended_and_keeps_its_
     with pytest.raises(InvalidArgument, match="limit_memory: got 0 MiB; accepted: at least 1 MiB, which the model and"):
         run_job(asked, lambda passes: StandIn(), peak=lambda: next(peaks))
     assert 3 <= len(contents(tmp_path / "out")) < PARTS
+
+
+GROWTH = """
+import sys, time
+from dubito_batch import job
+from dubito_batch.memory import peak_memory
+from scoring.standing import StandIn
+job.put_page = lambda folder, summary: ""
+source, output = sys.argv[1:]
+scorer = StandIn(threads=2, before=lambda rows: time.sleep(0.004))
+first = 0
+def report(progress):
+    global first
+    if progress.parts == 1:
+        first = peak_memory()
+job.run_job(job.Job(source=source, output=output, batch_rows=256), lambda passes: scorer, report)
+print(peak_memory() - first)
+"""
+
+
+def test_memory_grows_by_a_few_blocks_and_not_by_the_table(tmp_path: Path) -> None:
+    blocks, block_rows = 120, 256  # of 2 MiB each
+    rows = table(block_rows).drop_columns("note")
+    notes = np.random.default_rng(0).bytes(8192 * block_rows)
+    rows = rows.append_column("note", arrow.array([notes[at : at + 8192] for at in range(0, len(notes), 8192)]))
+    (tmp_path / "days").mkdir()
+    with parquet.ParquetWriter(tmp_path / "days" / "a.parquet", rows.schema, use_dictionary=False) as writer:
+        for _ in range(blocks):
+            writer.write_table(rows)
+    command = [sys.executable, "-c", GROWTH, str(tmp_path / "days"), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert len(contents(tmp_path / "out")) == blocks
+    assert int(done.stdout) < 96 << 20

@@ -12,8 +12,10 @@ import fsspec
 import numpy as np
 import pyarrow as arrow
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from pyarrow import csv, feather, ipc, parquet
 
+from dubito_batch import sources
 from dubito_batch.sources import InputFile, count_rows, find_files, measure_row, read_blocks, read_schema
 from dubito_client.errors import InvalidArgument
 
@@ -232,6 +234,32 @@ def test_of_a_large_row_group_little_is_held_at_a_time(tmp_path: Path) -> None:
     held = [arrow.total_allocated_bytes() - before for _ in read_blocks(file, 50_000)]
     assert len(held) == 80
     assert max(held) < 12 << 20  # some pages, of a MiB each
+
+
+def test_of_a_large_row_group_in_a_store_little_is_read_at_a_time(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 1_000_000
+    table = arrow.table({name: np.random.default_rng(0).normal(size=rows) for name in "ab"})  # 15 MiB
+    memory.pipe("/a.parquet", write_parquet(tmp_path / "a.parquet", table, rows).read_bytes())
+    stored, local = only("memory://a.parquet"), only(tmp_path / "a.parquet")
+    read = MemoryFile.read
+    sizes: list[int] = []
+
+    def count(self: MemoryFile, *arguments: int) -> bytes:
+        content = read(self, *arguments)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(MemoryFile, "read", count)
+    next(read_blocks(stored, 10_000))
+    assert sum(sizes) > stored.size // 2  # a small one is read whole
+    monkeypatch.setattr(sources, "_GROUP_BYTES", 1 << 21)
+    sizes.clear()
+    blocks = read_blocks(stored, 10_000)
+    first = next(blocks)
+    assert 0 < sum(sizes) < stored.size // 2
+    assert [first, *blocks] == list(read_blocks(local, 10_000))
 
 
 @pytest.mark.parametrize("name", WRITERS)
