@@ -107,7 +107,11 @@ class Folder:
     def read_part(self, place: Place, columns: Sequence[str]) -> arrow.Table:
         """Read columns of a finished part; `InvalidArgument` where it is no longer what was written."""
         try:
-            with self.system.open(f"{self.root}/{place.name}", "rb") as file, parquet.ParquetFile(file) as part:
+            # In this thread: one of Arrow's that still has a file of Python's when the command ends aborts it.
+            with (
+                self.system.open(f"{self.root}/{place.name}", "rb") as file,
+                parquet.ParquetFile(file, pre_buffer=False) as part,
+            ):
                 return part.read(columns=list(columns), use_threads=False)
         except Exception as error:
             raise refused("output", f"{place.name} in {self.root} ({_said(error)})", _ACCEPTED) from error

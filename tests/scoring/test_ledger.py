@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 import pyarrow as arrow
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from pyarrow import parquet
 
 from dubito_batch import parts
@@ -96,6 +98,23 @@ def test_a_folder_of_a_store_holds_what_a_folder_here_does() -> None:
         assert folder.read_part(Place(0, 1), ["id"])["id"].to_pylist() == [0, 1, 2, 3, 4]
     finally:
         store.rm("/scored", recursive=True)
+
+
+def test_a_part_is_read_in_no_thread_that_could_outlive_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, threads = MemoryFile.read, set[int]()
+
+    def note(self: MemoryFile, *arguments: int) -> bytes:
+        threads.add(threading.get_ident())
+        return read(self, *arguments)
+
+    folder = open_folder("memory://scored")
+    try:
+        folder.put(PLACE.name, encode_part(table(5).to_batches()[0], PLACE))
+        monkeypatch.setattr(MemoryFile, "read", note)
+        folder.read_part(PLACE, ["id", "note"])
+        assert threads == {threading.get_ident()}
+    finally:
+        folder.system.rm("/scored", recursive=True)
 
 
 def test_two_jobs_cannot_hold_one_folder_not_even_in_two_processes(tmp_path: Path) -> None:
