@@ -24,7 +24,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
-from pyarrow import dataset, ipc, parquet
+from pyarrow import dataset, ipc, parquet, types
 
 from dubito_batch.lines import read_lines
 from dubito_client.errors import InvalidArgument, refused
@@ -197,7 +197,8 @@ def _codec(path: str) -> str:
 def read_schema(file: InputFile) -> arrow.Schema:
     """Return the columns of a file; those of a CSV are texts.
 
-    Raises `InvalidArgument` where the file cannot be read, has no column, or has two of one name.
+    Raises `InvalidArgument` where the file cannot be read, has no column, two of one name, or one that Parquet cannot
+    hold, though it writes it.
     """
     with _reading(file), ExitStack() as open_files:
         if file.format == "csv":
@@ -207,6 +208,10 @@ def read_schema(file: InputFile) -> arrow.Schema:
         else:
             schema = _open_parquet(file, open_files).schema_arrow
     _check_names(file, schema.names)
+    empty = next((field.name for field in schema if _holds_empty_lists(field.type)), None)
+    if empty is not None:
+        given = f"{file.url} whose column {empty!r} has lists of a fixed size of 0"
+        raise refused("input", given, "columns that Parquet can hold")
     return schema
 
 
@@ -332,6 +337,15 @@ def _check_names(file: InputFile, names: list[str]) -> None:
         raise refused("input", f"{file.url} with two columns {twice!r}", "columns whose names differ")
     if not names:
         raise refused("input", f"{file.url} without a column", "at least one column")
+
+
+def _holds_empty_lists(kind: arrow.DataType) -> bool:
+    """Say whether there are lists of a fixed size of 0 in a type, however deep."""
+    if isinstance(kind, arrow.BaseExtensionType):
+        kind = kind.storage_type
+    if types.is_fixed_size_list(kind) and kind.list_size == 0:
+        return True
+    return any(_holds_empty_lists(kind.field(place).type) for place in range(kind.num_fields))
 
 
 @contextmanager

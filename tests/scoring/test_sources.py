@@ -419,3 +419,15 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
     table = arrow.Table.from_arrays([arrow.array([1]), arrow.array([2])], names=["a", "a"])
     with pytest.raises(InvalidArgument, match="two columns 'a'"):
         list(read_blocks(only(write_parquet(tmp_path / "a.parquet", table)), 10))
+
+
+EMPTY = arrow.list_(arrow.string(), 0)
+
+
+@pytest.mark.parametrize("kind", [EMPTY, arrow.list_(EMPTY), arrow.struct([("inner", EMPTY)])])
+def test_lists_of_a_fixed_size_of_0_are_refused_for_parquet_cannot_be_read_with_them(
+    kind: arrow.DataType, tmp_path: Path
+) -> None:
+    feather.write_feather(arrow.table({"a": [1], "e": arrow.array([None], kind)}), str(tmp_path / "a.feather"))
+    with pytest.raises(InvalidArgument, match=r"a\.feather whose column 'e' has lists of a fixed size of 0; accepted"):
+        read_schema(only(tmp_path))
