@@ -12,7 +12,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -252,11 +252,15 @@ def read_blocks(file: InputFile, batch_rows: int, first: int = 0) -> Generator[a
 def measure_row(files: Sequence[InputFile]) -> int:
     """Return how many bytes the columns of a row take in memory, by the first rows of the largest file; 0 of none.
 
-    Raises `InvalidArgument` where the file cannot be read.
+    A file that cannot be read says nothing here: it is told of when its turn comes, after what is before it.
     """
-    with closing(read_blocks(max(files, key=lambda file: file.size), _SAMPLE_ROWS)) as blocks:
-        block = next(blocks, None)
-    return 0 if block is None else -(-block.nbytes // block.num_rows)
+    with (
+        suppress(InvalidArgument),
+        closing(read_blocks(max(files, key=lambda file: file.size), _SAMPLE_ROWS)) as blocks,
+    ):
+        if (block := next(blocks, None)) is not None:
+            return -(-block.nbytes // block.num_rows)
+    return 0
 
 
 def _cut(batches: Iterable[arrow.RecordBatch], rows: int, skipped: int) -> Iterator[arrow.RecordBatch]:

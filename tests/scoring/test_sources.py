@@ -6,6 +6,7 @@ import gzip
 import os
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -269,6 +270,7 @@ def test_a_row_is_measured_by_all_columns_of_the_largest_file(name: str, tmp_pat
     [large, _] = files = find_files(str(tmp_path))
     assert measure_row(files) == -(-next(iter(read_blocks(large, 100))).nbytes // 100)
     assert measure_row(files[1:]) == 0
+    assert measure_row([replace(large, url="/nowhere.parquet")]) == 0  # told of when its turn comes
 
 
 def test_blocks_of_no_rows_are_refused(tmp_path: Path) -> None:
