@@ -259,7 +259,7 @@ def measure_row(files: Sequence[InputFile]) -> int:
         closing(read_blocks(max(files, key=lambda file: file.size), _SAMPLE_ROWS)) as blocks,
     ):
         if (block := next(blocks, None)) is not None:
-            return -(-block.nbytes // block.num_rows)
+            return -(-int(block.nbytes) // block.num_rows)
     return 0
 
 
