@@ -259,7 +259,8 @@ def measure_row(files: Sequence[InputFile]) -> int:
         closing(read_blocks(max(files, key=lambda file: file.size), _SAMPLE_ROWS)) as blocks,
     ):
         if (block := next(blocks, None)) is not None:
-            return -(-int(block.nbytes) // block.num_rows)
+            size: int = -(-block.nbytes // block.num_rows)
+            return size
     return 0
 
 
