@@ -69,6 +69,15 @@ class CallReport:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamedReport:
+    """One request of a stream that has had its last answer, or its refusal, which does not end the call."""
+
+    method: str
+    code: str  # as a call's
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """One version that was loaded, or could not be."""
 
@@ -85,7 +94,7 @@ class WorkerReport:
     alive: bool
 
 
-Report: TypeAlias = PassReport | StepReport | AnswerReport | CallReport | LoadReport | WorkerReport
+Report: TypeAlias = PassReport | StepReport | AnswerReport | CallReport | StreamedReport | LoadReport | WorkerReport
 Watch: TypeAlias = Callable[[Report], None]
 
 

@@ -128,12 +128,22 @@ class Server:
         limits = RequestLimits(settings.max_rows, settings.max_draws, settings.max_work, settings.max_message_bytes)
         server = grpc.aio.server(interceptors=[self._guard], options=channel_options(_connection_limits(settings)))
         predictor = Predictor(self.device, self.standard, time.monotonic, self.observer, self.watch)
-        uncertainty = UncertaintyServicer(self.registry, predictor, limits, self.observer, settings.stream_requests)
+        uncertainty = UncertaintyServicer(
+            self.registry, predictor, limits, self.observer, settings.stream_requests, self.watch
+        )
         pb_grpc.add_UncertaintyServiceServicer_to_server(uncertainty, server)
         pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits, self.observer), server)
         profile = Profile(settings.server_name, metadata.version("dubito"), _policy(settings), settings.stream_requests)
         open_inference = OpenInferenceServicer(
-            self.registry, predictor, limits, self.statistics, profile, time.monotonic, self._is_ready, self._is_live
+            self.registry,
+            predictor,
+            limits,
+            self.statistics,
+            profile,
+            time.monotonic,
+            self._is_ready,
+            self._is_live,
+            self.watch,
         )
         open_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         server.add_generic_rpc_handlers((Unserved(),))

@@ -13,6 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+from dubito_service.errors import Refusal, told
+from dubito_service.reports import StreamedReport, Watch
+
 Q = TypeVar("Q")
 R = TypeVar("R")
 
@@ -36,6 +39,34 @@ class _Ended:
 
 _News: TypeAlias = "asyncio.Queue[_Answer[R] | _Done | _Ended]"
 _DONE = _Done()
+
+
+def tell_each(
+    answer: Callable[[Q], AsyncGenerator[R]],
+    refuse: Callable[[Q, Exception, Refusal], R] | None,
+    method: str,
+    watch: Watch,
+) -> Callable[[Q], AsyncGenerator[R]]:
+    """Return an `answer` that tells of each request which ends, and whose errors are written by `refuse`.
+
+    Without `refuse` an error is raised, and told of by whoever ends the call with it.
+    """
+
+    async def answers(request: Q) -> AsyncGenerator[R]:
+        try:
+            async with contextlib.aclosing(answer(request)) as replies:
+                async for reply in replies:
+                    yield reply
+        except Exception as error:
+            if refuse is None:
+                raise
+            found = told(error, method)
+            watch(StreamedReport(method, found.code.name, type(error).__name__))
+            yield refuse(request, error, found)
+        else:
+            watch(StreamedReport(method, "OK"))
+
+    return answers
 
 
 async def answer_each(

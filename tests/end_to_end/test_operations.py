@@ -25,8 +25,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 from dubito_models.package import ModelVersion
+from dubito_protos import open_inference_pb2_grpc as open_grpc
 from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
+from service.open_inference.wire import asking as inferring
 from service.wire import asking
 
 T = TypeVar("T")
@@ -183,6 +185,28 @@ def test_a_stream_has_one_id_and_one_line_and_one_that_its_caller_leaves_is_coun
     assert server.line("left")["code"] == "CANCELLED"
     labels = {"method": "dubito.v1.UncertaintyService/PredictStream", "code": "CANCELLED"}
     assert server.scrape()["dubito_calls_total", frozenset(labels.items())] == 1
+
+
+def test_requests_that_a_stream_refuses_alone_are_counted_by_status_and_error_and_have_lines(server: Running) -> None:
+    metadata = (("x-request-id", "bulk-1"),)
+    asked = [asking(3, max_draws=20), asking(3, max_draws=0), asking(3, max_draws=0)]
+    for number, request in enumerate(asked):
+        request.id = str(number)
+    own = pb_grpc.UncertaintyServiceStub(server.channel)
+    assert len(list(own.PredictBulk(iter(asked), timeout=SECONDS, metadata=metadata))) == 3
+    theirs = open_grpc.GRPCInferenceServiceStub(server.channel)
+    assert len(list(theirs.ModelStreamInfer(iter([inferring(), inferring(draws=0)]), timeout=SECONDS))) == 2
+    found = server.scrape()
+    streams = {"dubito.v1.UncertaintyService/PredictBulk": 2, "inference.GRPCInferenceService/ModelStreamInfer": 1}
+    for method, refused in streams.items():
+        for name, labels, count in (
+            ("dubito_stream_requests_total", {"code": "OK"}, 1),
+            ("dubito_stream_requests_total", {"code": "INVALID_ARGUMENT"}, refused),
+            ("dubito_refusals_total", {"reason": "InvalidArgument"}, refused),
+        ):
+            assert found[name, frozenset({"method": method, **labels}.items())] == count
+    said = [line for line in server.lines() if line["message"] == "request of a stream refused"]
+    assert [line.get("request_id") for line in said].count("bulk-1") == 2
 
 
 def test_without_a_port_there_are_no_metrics_and_calls_that_end_well_leave_no_line(

@@ -8,7 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
-from dubito_service.streaming import answer_each
+from dubito_models.errors import InvalidArgument
+from dubito_service.errors import Refusal
+from dubito_service.reports import Report, StreamedReport
+from dubito_service.streaming import answer_each, tell_each
 
 
 async def numbers(count: int, read: list[int] | None = None) -> AsyncGenerator[int]:
@@ -174,3 +177,48 @@ async def test_nothing_is_left_behind() -> None:
 
 async def test_no_requests_no_answers() -> None:
     assert [answer async for answer in answer_each(numbers(0), twice, 2)] == []
+
+
+# --- What is told of requests ---
+
+
+async def odd_alone(number: int) -> AsyncGenerator[str]:
+    """Answer odd numbers twice, and refuse the others."""
+    if number % 2 == 0:
+        raise InvalidArgument("number", number, "an odd one")
+    yield f"{number}"
+    yield f"{number} again"
+
+
+def refuse(number: int, error: Exception, found: Refusal) -> str:
+    return f"{number}: {found.code.name}"
+
+
+async def test_each_request_is_told_of_once_whether_it_is_answered_or_refused_alone() -> None:
+    seen: list[Report] = []
+    answering = tell_each(odd_alone, refuse, "/a.B/C", seen.append)
+    found = [answer async for answer in answer_each(numbers(3), answering, 1)]
+    assert found == ["0: INVALID_ARGUMENT", "1", "1 again", "2: INVALID_ARGUMENT"]
+    refused = StreamedReport("/a.B/C", "INVALID_ARGUMENT", "InvalidArgument")
+    assert seen == [refused, StreamedReport("/a.B/C", "OK"), refused]
+
+
+async def test_an_error_that_ends_the_call_is_left_to_it_to_tell_of() -> None:
+    seen: list[Report] = []
+    answering = tell_each(odd_alone, None, "/a.B/C", seen.append)
+    with pytest.raises(InvalidArgument):
+        _ = [answer async for answer in answer_each(numbers(3), answering, 1)]
+    assert seen == []
+
+
+async def test_a_request_that_its_caller_leaves_is_not_told_of() -> None:
+    seen: list[Report] = []
+
+    async def unfinished(number: int) -> AsyncGenerator[str]:
+        yield f"{number}"
+        await asyncio.Event().wait()
+
+    answering = tell_each(unfinished, refuse, "/a.B/C", seen.append)
+    async with contextlib.aclosing(answer_each(numbers(9), answering, 4)) as answers:
+        assert await anext(answers) == "0"
+    assert seen == []

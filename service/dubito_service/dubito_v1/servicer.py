@@ -16,13 +16,14 @@ from dubito_protos import uncertainty_pb2 as pb
 from dubito_protos import uncertainty_pb2_grpc as pb_grpc
 from dubito_service.asking import Prediction, RequestLimits
 from dubito_service.dubito_v1 import messages, observed_messages
-from dubito_service.errors import NotServed, StateUnset, told
+from dubito_service.errors import NotServed, Refusal, StateUnset
 from dubito_service.observing.observer import Observer, find_reference
 from dubito_service.observing.receipts import Receipt
 from dubito_service.predicting import Predictor
 from dubito_service.reading import decode, is_large
+from dubito_service.reports import Watch, ignore
 from dubito_service.security.callers import caller_of
-from dubito_service.streaming import answer_each
+from dubito_service.streaming import answer_each, tell_each
 from dubito_service.versions.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -40,6 +41,7 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
         limits: RequestLimits,
         observer: Observer | None = None,
         bulk: int = 128,
+        watch: Watch = ignore,
     ) -> None:
         """Set up; `bulk`: requests of one `PredictBulk` that are under way at once, at most."""
         self._registry = registry
@@ -47,6 +49,7 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
         self._limits = limits
         self._observer = observer
         self._bulk = bulk
+        self._watch = watch
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Predict with dropout active."""
@@ -75,20 +78,21 @@ class UncertaintyServicer(pb_grpc.UncertaintyServiceServicer):
 
         async def answer(request: pb.PredictRequest) -> AsyncGenerator[pb.PredictBulkResponse]:
             name = request.id
+            if name in flying:
+                accepted = "an id that no request of this call has that is still to be answered"
+                raise InvalidArgument("id", repr(name), accepted)
+            flying.add(name)
             try:
-                if name in flying:
-                    accepted = "an id that no request of this call has that is still to be answered"
-                    raise InvalidArgument("id", repr(name), accepted)
-                flying.add(name)
-                try:
-                    reply = pb.PredictBulkResponse(id=name, response=await self._predict(request, context, caller))
-                finally:
-                    flying.discard(name)
-            except Exception as error:
-                reply = messages.write_error(name, error, told(error, _BULK))
+                reply = pb.PredictBulkResponse(id=name, response=await self._predict(request, context, caller))
+            finally:
+                flying.discard(name)
             yield reply
 
-        async with contextlib.aclosing(answer_each(request_iterator, answer, self._bulk)) as replies:
+        def refuse(request: pb.PredictRequest, error: Exception, found: Refusal) -> pb.PredictBulkResponse:
+            return messages.write_error(request.id, error, found)
+
+        answering = tell_each(answer, refuse, _BULK, self._watch)
+        async with contextlib.aclosing(answer_each(request_iterator, answering, self._bulk)) as replies:
             async for reply in replies:
                 yield reply
 

@@ -15,7 +15,7 @@ from dubito_models.errors import InvalidArgument, NotImplementedYet
 from dubito_protos import open_inference_pb2 as pb
 from dubito_protos import open_inference_pb2_grpc as pb_grpc
 from dubito_service.asking import RequestLimits, StandardRequest
-from dubito_service.errors import NotServed, StillLoading, told
+from dubito_service.errors import NotServed, Refusal, StillLoading
 from dubito_service.open_inference import messages, model_messages
 from dubito_service.open_inference.datatypes import TEXT
 from dubito_service.open_inference.messages import Inference, Served, find_served
@@ -23,9 +23,10 @@ from dubito_service.open_inference.options import soonest
 from dubito_service.open_inference.statistics import Statistics
 from dubito_service.predicting import Call, Predictor
 from dubito_service.reading import decode, is_large
+from dubito_service.reports import Watch
 from dubito_service.scheduling.dispatching import Clock
 from dubito_service.security.callers import caller_of
-from dubito_service.streaming import answer_each
+from dubito_service.streaming import answer_each, tell_each
 from dubito_service.versions.policy import Policy
 from dubito_service.versions.registry import Registry
 
@@ -69,6 +70,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         clock: Clock,
         ready: Callable[[], bool],
         live: Callable[[], bool],
+        watch: Watch,
     ) -> None:
         self._registry = registry
         self._predictor = predictor
@@ -78,6 +80,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self._clock = clock
         self._ready = ready
         self._live = live
+        self._watch = watch
 
     # --- Health and metadata ---
 
@@ -147,16 +150,15 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
         async def answer(request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelStreamInferResponse]:
             call = self._predictor.call(context.time_remaining(), caller)
-            try:
-                async with contextlib.aclosing(self._answers(request, call)) as replies:
-                    async for reply in replies:
-                        yield reply
-            except Exception as error:
-                if strict:
-                    raise
-                yield messages.write_refusal(request, told(error, _STREAM).message)
+            async with contextlib.aclosing(self._answers(request, call)) as replies:
+                async for reply in replies:
+                    yield reply
 
-        replies = answer_each(request_iterator, answer, self._profile.stream_requests)
+        def refuse(request: pb.ModelInferRequest, error: Exception, found: Refusal) -> pb.ModelStreamInferResponse:
+            return messages.write_refusal(request, found.message)
+
+        answering = tell_each(answer, None if strict else refuse, _STREAM, self._watch)
+        replies = answer_each(request_iterator, answering, self._profile.stream_requests)
         async with contextlib.aclosing(replies):
             async for reply in replies:
                 yield reply

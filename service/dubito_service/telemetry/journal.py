@@ -2,7 +2,8 @@
 
 A call has the id that its metadata brings (`x-request-id`), or a new one; it goes back with the answer and stands in
 every line of the log that the call leaves. The line of a call that ended well is for debugging, that of one that was
-refused is information, and of many such a second only the first are written: the next one says how many were not.
+refused is information, as is that of a stream's request, which is refused alone. Of many such a second only the first
+are written: the next one says how many were not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dubito_models.predictive import Predictive
-from dubito_service.reports import AnswerReport, CallReport, Report, Watch
+from dubito_service.reports import AnswerReport, CallReport, Report, StreamedReport, Watch
 from dubito_service.telemetry.logs import call_fields
 from dubito_service.telemetry.tracing import Tracer, trace_id
 
@@ -88,7 +89,11 @@ class Journal:
         return visit
 
     def note(self, report: Report) -> None:
-        """Take up an answer that is made for the call of this task, or of the one that started it."""
+        """Take up an answer that is made for the call of this task, or of the one that started it, or a refusal."""
+        if isinstance(report, StreamedReport) and report.reason:
+            template = "request of a stream refused method=%s code=%s reason=%s"
+            said: list[object] = [report.method, report.code, report.reason]
+            self._write_some((report.method, report.code), template, said, self._clock())
         visit = _visit.get()
         if visit is None or not isinstance(report, AnswerReport):
             return
@@ -128,15 +133,22 @@ class Journal:
         if visit.answers > 1:
             template += " answers=%d"
             said.append(visit.answers)
-        if level > logging.DEBUG and not access.isEnabledFor(logging.DEBUG):
-            flood = self._floods.setdefault((visit.method, code), _Flood())
+        if level > logging.DEBUG:
+            self._write_some((visit.method, code), template, said, now)
+        else:
+            access.log(level, template, *said)
+
+    def _write_some(self, kind: tuple[str, str], template: str, said: list[object], now: float) -> None:
+        """Write the line of a refusal, or count it where there are many of its method and code."""
+        if not access.isEnabledFor(logging.DEBUG):
+            flood = self._floods.setdefault(kind, _Flood())
             if not _admit(flood, int(now)):
                 return
             if flood.kept_back:
                 template += " unwritten=%d"
                 said.append(flood.kept_back)
                 flood.kept_back = 0
-        access.log(level, template, *said)
+        access.info(template, *said)
 
 
 def _admit(flood: _Flood, second: int) -> bool:

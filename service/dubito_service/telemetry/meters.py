@@ -88,7 +88,10 @@ class Meters:
         self.build.labels(release("dubito")).set(1)
         self.calls = self._counter("dubito_calls_total", "Calls that have ended, by status.", ["method", "code"])
         self.refusals = self._counter(
-            "dubito_refusals_total", "Calls that ended with an error, by its kind.", ["method", "reason"]
+            "dubito_refusals_total", "Calls, and requests of streams, that ended with an error.", ["method", "reason"]
+        )
+        self.streamed = self._counter(
+            "dubito_stream_requests_total", "Requests of streams that have ended, by status.", ["method", "code"]
         )
         self.call_seconds = self._distributions(
             "dubito_call_seconds", "From a call's arrival to its end.", ["method"], _SECONDS

@@ -22,7 +22,15 @@ from prometheus_client.registry import Collector
 from dubito_models.predictive import Classification, Predictive, StopReason
 from dubito_service.errors import CannotListen
 from dubito_service.observing.observer import Observer
-from dubito_service.reports import AnswerReport, CallReport, LoadReport, PassReport, Report, StepReport
+from dubito_service.reports import (
+    AnswerReport,
+    CallReport,
+    LoadReport,
+    PassReport,
+    Report,
+    StepReport,
+    StreamedReport,
+)
 from dubito_service.telemetry.distributions import Distribution
 from dubito_service.telemetry.meters import RULES, SHED, DrawMeters, Meters
 from dubito_service.telemetry.version_gauges import VersionGauges
@@ -74,6 +82,8 @@ class Telemetry:
         match report:
             case CallReport():
                 self._count_call(report)
+            case StreamedReport():
+                self._count_streamed(report)
             case AnswerReport():
                 self._count_answer(report)
             case PassReport():
@@ -92,6 +102,12 @@ class Telemetry:
         calls, seconds = found
         calls.inc()
         seconds.observe(report.seconds)
+        if report.reason:
+            self.meters.refusals.labels(method, report.reason).inc()
+
+    def _count_streamed(self, report: StreamedReport) -> None:
+        method = report.method.lstrip("/")
+        self.meters.streamed.labels(method, report.code).inc()
         if report.reason:
             self.meters.refusals.labels(method, report.reason).inc()
 

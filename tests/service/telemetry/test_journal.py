@@ -14,7 +14,7 @@ import pytest
 
 from dubito_models.package import ModelVersion
 from dubito_models.sampling import SamplingSpec
-from dubito_service.reports import AnswerReport, CallReport, Report
+from dubito_service.reports import AnswerReport, CallReport, Report, StreamedReport
 from dubito_service.telemetry import logs
 from dubito_service.telemetry.journal import REFUSALS_A_SECOND, Journal
 from networks import sample
@@ -133,6 +133,19 @@ def test_of_a_flood_the_first_of_each_second_are_written_and_the_next_says_how_m
     assert other["code"] == "NOT_FOUND"
     assert last["unwritten"] == 50 - REFUSALS_A_SECOND
     assert len(book.reports) == 52  # all of them are counted
+
+
+def test_a_refused_request_of_a_stream_has_a_line_of_its_call_s_id_and_a_flood_of_them_few(book: Book) -> None:
+    level(logging.INFO)
+    book.clock.now = 100.0
+    visit = book.journal.begin(METHOD, (("x-request-id", "mine"),))
+    book.journal.note(StreamedReport(METHOD, "OK"))
+    for _ in range(50):
+        book.journal.note(StreamedReport(METHOD, "INVALID_ARGUMENT", "InvalidArgument"))
+    book.journal.end(visit, "OK")
+    assert len(book.lines) == REFUSALS_A_SECOND
+    said = {(line["message"], line["code"], line["reason"], line["request_id"]) for line in book.lines}
+    assert said == {("request of a stream refused", "INVALID_ARGUMENT", "InvalidArgument", "mine")}
 
 
 def test_when_debugging_nothing_is_held_back(book: Book) -> None:

@@ -32,6 +32,7 @@ from dubito_service.reports import (
     PassReport,
     Report,
     StepReport,
+    StreamedReport,
     tell,
 )
 from dubito_service.telemetry.distributions import Distribution, Distributions
@@ -80,6 +81,20 @@ def test_a_call_is_counted_by_method_and_status_and_a_refusal_by_its_error(telem
     assert read(telemetry, "dubito_refusals_total", method="a.B/C", reason="QueueFull") == 1
     assert read(telemetry, "dubito_call_seconds_count", method="a.B/C") == 3
     assert read(telemetry, "dubito_call_seconds_sum", method="a.B/C") == pytest.approx(0.6)
+
+
+def test_a_request_of_a_stream_is_counted_by_method_and_status_and_its_refusal_beside_those_of_calls(
+    telemetry: Telemetry,
+) -> None:
+    telemetry.watch(CallReport("/a.B/C", "OK", 0.2))
+    telemetry.watch(StreamedReport("/a.B/C", "OK"))
+    telemetry.watch(StreamedReport("/a.B/C", "RESOURCE_EXHAUSTED", "QueueFull"))
+    telemetry.watch(StreamedReport("/a.B/C", "RESOURCE_EXHAUSTED", "QueueFull"))
+    assert read(telemetry, "dubito_calls_total", method="a.B/C", code="OK") == 1
+    assert read(telemetry, "dubito_stream_requests_total", method="a.B/C", code="OK") == 1
+    assert read(telemetry, "dubito_stream_requests_total", method="a.B/C", code="RESOURCE_EXHAUSTED") == 2
+    assert read(telemetry, "dubito_refusals_total", method="a.B/C", reason="QueueFull") == 2
+    assert read(telemetry, "dubito_call_seconds_count", method="a.B/C") == 1
 
 
 def test_an_answer_is_counted_by_model_version_and_path(
