@@ -149,6 +149,8 @@ def serve(config: Path | None, print_config: bool, **flags: Any) -> None:
     if print_config:
         click.echo(configuration.print_toml(chosen), nl=False)
         return
+    # Before gRPC is loaded: its core writes of connections that break its rules, each time and with their bytes.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from dubito_service import server  # not above: what is printed needs no torch
 
     logs.start(chosen.settings.log_level, chosen.settings.log_format)

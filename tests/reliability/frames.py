@@ -29,7 +29,7 @@ class Ending:
     message: str = ""
 
 
-def opening(method: str = PREDICT, **headers: str) -> H2Connection:
+def opening(method: str = PREDICT, **headers: str | bytes) -> H2Connection:
     """Begin a connection, and a call on its stream 1."""
     connection = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
     connection.initiate_connection()
@@ -67,7 +67,9 @@ def bomb(size: int) -> bytes:
     return whole + packer.flush()
 
 
-def call(address: tuple[str, int], data: bytes, *, end: bool = True, method: str = PREDICT, **headers: str) -> Ending:
+def call(
+    address: tuple[str, int], data: bytes, *, end: bool = True, method: str = PREDICT, **headers: str | bytes
+) -> Ending:
     """Make a call with these bytes for its messages, and return how it was ended; within the time of the socket."""
     connection = opening(method, **headers)
     with socket.create_connection(address, timeout=SECONDS) as raw:

@@ -28,6 +28,8 @@ BY_GRPC = frozenset(
         "half of a packed one", "a timeout that is none",
     )
 )  # fmt: skip
+SECRET = "not for the log"
+NO_TEXT = b"\xff\xfe " + SECRET.encode()  # metadata that are no text
 GOOD = probe(0).requests[0].SerializeToString()
 
 
@@ -61,6 +63,7 @@ def lies() -> dict[str, dict[str, Any]]:
         "half of a packed one": {"data": message(bomb(2**20)[:400], packed=True), "grpc_encoding": "gzip"},
         "a flag of 7": {"data": b"\x07" + message(GOOD)[1:]},
         "a timeout that is none": {"data": message(GOOD), "grpc_timeout": "soon"},
+        "metadata that are no text": {"data": message(GOOD), "x_request_id": NO_TEXT, "authorization": NO_TEXT},
         "a method that is not there": {"data": message(GOOD), "method": "/dubito.v1.UncertaintyService/Guess"},
         "a path that is none": {"data": message(GOOD), "method": "//"},
         "broken off": {"data": message(GOOD)[:40], "end": False},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dubito_models.package import ModelVersion
 
 from .fuzz import Fuzzed, fuzz
-from .pounding import BURST, burst, pound
+from .pounding import BURST, SECRET, burst, pound
 from .serving import Serving, serving
 
 
@@ -48,6 +49,15 @@ def test_no_bytes_on_the_socket_end_the_server_and_the_next_good_call_is_answere
 
 def test_a_call_that_lies_or_breaks_off_is_ended_and_not_by_a_fault_of_the_server_s(server: Serving) -> None:
     assert pound(server.address, 0, seed=0)["faults"] == []
+
+
+def test_bad_input_leaves_no_error_in_the_log_and_none_of_its_bytes(server: Serving) -> None:
+    found = pound(server.address, 20, seed=1)
+    assert found["endings"]["metadata that are no text"] == "OK"
+    lines = server.log.read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\S+Z WARNING ", line) for line in lines), lines
+    assert len([line for line in lines if "metadata that are no text" in line]) == 1
+    assert not [line for line in lines if SECRET in line]
 
 
 def test_a_message_that_is_packed_to_burst_is_refused_and_takes_little_memory(server: Serving) -> None:

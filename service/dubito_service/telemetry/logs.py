@@ -2,7 +2,8 @@
 
 A record whose template is words and `name=%s` pairs is written as an event and its fields. What is not printable is
 escaped and a value with blanks in it quoted, so that no caller can end a line, begin another or add a field. Within a
-call its request id, and that of its trace, stand in every line.
+call its request id, and that of its trace, stand in every line. Metadata that are no text, which gRPC itself would
+quote before it is known who calls, are counted and not told.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 # Of the call that is being answered; goes into every line.
 call_fields: ContextVar[Mapping[str, str]] = ContextVar("call_fields", default={})  # noqa: B039 - nobody changes it
+
+UNREADABLE_SECONDS = 60.0  # between lines about metadata that are no text
 
 _PAIR = re.compile(r"(\w+)=(%[-.\d]*[a-z])")
 _PLAIN = re.compile(r"[^\s\"=]+")
@@ -88,6 +93,33 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**said, **fields, **trace, **said}, default=str)
 
 
+class Unreadable(logging.Filter):
+    """Of metadata that are no text, of which gRPC writes every byte and a trace, tells once in a while how many came.
+
+    Whoever reaches the port can send them, and they may be secrets.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._next = -math.inf
+        self._unwritten = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is written, and leave nothing in it that a caller sent."""
+        if not (record.name.startswith("grpc.") and record.exc_info and isinstance(record.exc_info[1], UnicodeError)):
+            return True
+        now = self._clock()
+        if now < self._next:
+            self._unwritten += 1
+            return False
+        record.msg, record.args = "metadata that are no text unwritten=%d", (self._unwritten,)
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.exc_info = record.exc_text = None
+        self._next, self._unwritten = now + UNREADABLE_SECONDS, 0
+        return logging.getLogger(record.name).isEnabledFor(logging.WARNING)
+
+
 def start(level: str, style: str, stream: TextIO = sys.stderr) -> None:
     """Send all records of a level or above to a stream, as "text" or "json"; Python's warnings too.
 
@@ -95,6 +127,7 @@ def start(level: str, style: str, stream: TextIO = sys.stderr) -> None:
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.addFilter(Unreadable(time.monotonic))
     least: int = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
     for package in ("dubito_service", "dubito_models"):

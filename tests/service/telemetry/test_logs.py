@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from dubito_service.telemetry import logs
+
+from ..conftest import Clock
 
 EVIL = 'x\n2026-01-01T00:00:00.000Z ERROR root forged admin=yes \x1b[31m\r\u2028\u202e level=error "quoted"'
 
@@ -105,6 +109,44 @@ def test_the_fields_of_the_call_stand_in_every_line_of_it(stream: io.StringIO) -
         logs.call_fields.reset(token)
     log().info("plain")
     assert [json.loads(line).get("request_id") for line in stream.getvalue().splitlines()] == ["abc", "abc", None]
+
+
+def unreadable(value: bytes, name: str = "grpc._cython.cygrpc") -> logging.LogRecord:
+    """What gRPC says of metadata that are no text."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return logging.LogRecord(name, logging.ERROR, __file__, 1, "Invalid encoding on %s", (value,), sys.exc_info())
+    raise AssertionError("a text")
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_of_metadata_that_are_no_text_no_byte_and_few_lines_are_written(style: str, stream: io.StringIO) -> None:
+    logs.start("warning", style, stream)
+    for _ in range(50):
+        logging.getLogger("grpc._cython.cygrpc").handle(unreadable(b"\xff a secret"))
+    [line] = stream.getvalue().splitlines()
+    assert "metadata that are no text" in line
+    assert not re.search("secret|xff|error", line, re.IGNORECASE)
+
+
+def test_metadata_that_are_no_text_are_counted_and_told_of_after_a_while(clock: Clock) -> None:
+    filtering, written = logs.Unreadable(clock), []
+    for _ in range(3):
+        records = [unreadable(b"\xff") for _ in range(10)]
+        written += [record.getMessage() for record in records if filtering.filter(record)]
+        clock.now += logs.UNREADABLE_SECONDS
+    assert written == [f"metadata that are no text unwritten={count}" for count in (0, 9, 9)]
+
+
+def test_what_else_is_logged_stays_as_it_is(clock: Clock) -> None:
+    own = unreadable(b"\xff", "dubito_service.somewhere")
+    failed = logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, __file__, 1, "Unexpected %s", ("end",), None)
+    filtering = logs.Unreadable(clock)
+    assert filtering.filter(own)
+    assert filtering.filter(failed)
+    assert own.exc_info
+    assert failed.getMessage() == "Unexpected end"
 
 
 def test_records_below_the_level_are_left_out(stream: io.StringIO) -> None:
