@@ -22,6 +22,7 @@ from .replay import Answered, answered, evaluated, inferred
 
 DETAILS = "grpc-status-details-bin"
 SECONDS = 60.0
+LONGER = 1.0  # seconds that the caller of a ModelInfer waits beyond the deadline it tells, so as to see a late answer
 _NOT_SENT = "Internal error from Core"  # says the client's own gRPC of a call whose deadline is over before it begins
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -142,7 +143,9 @@ async def _evaluate(stubs: Stubs, question: Question, timeout: float) -> Outcome
 
 async def _infer(stubs: Stubs, question: Question, timeout: float) -> Outcome:
     [request] = question.requests
-    found = inferred(request, await stubs.open_inference.ModelInfer(as_inference(request), timeout=timeout))
+    asked = as_inference(request)
+    asked.parameters["timeout"].int64_param = int(timeout * 1e6)
+    found = inferred(request, await stubs.open_inference.ModelInfer(asked, timeout=timeout + LONGER))
     return Outcome((found,), shortened=int(not found.own_rule))
 
 

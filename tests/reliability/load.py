@@ -3,8 +3,9 @@
     python -m reliability.load HOST:PORT --measure 5 --steady 30 --overload 10 --replay 300
 
 Measured: callers that ask again as soon as they are answered, which is the capacity. Steady: as many callers at a
-share of it. Overload: a multiple of it, sent whether or not answers come, each with a deadline; then how long it takes
-until a small question is answered as before. Replay: answers of all phases are asked for again, alone.
+share of it, beside others that make trouble. Overload: a multiple of it, sent whether or not answers come, each with a
+deadline; then how long it takes until a small question is answered as before. Replay: answers of all phases are asked
+for again, alone.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import numpy as np
 from .calling import Callers, Outcome
 from .questions import Question, hurried, probe, question
 from .replay import Answered, replay
+from .trouble import Trouble
 
 PROBES = 20
 CALM_SECONDS = 30.0  # that recovery is waited for
 OWN_DELAY = 0.1  # seconds, that a caller may take to notice an answer
+TIMED = "ModelInfer"  # the kind of call whose caller waits beyond its deadline
+OVERTAKEN = "work that goes first"  # what a request is told that was let in, and then crowded out
 
 
 @dataclass
@@ -38,12 +42,14 @@ class Tally:
     keep: int
     began: float = field(default_factory=time.time)
     seconds: dict[str, list[float]] = field(default_factory=lambda: collections.defaultdict(list))
-    refusals: list[float] = field(default_factory=list)
+    refusals: list[float] = field(default_factory=list)  # seconds of those that came at once
+    overtaken: list[float] = field(default_factory=list)  # and of those that were let in first
     codes: collections.Counter[str] = field(default_factory=collections.Counter)
     unadvised: int = 0  # refusals that do not say when to come back
     unsent: int = 0  # by a caller that is itself too slow
     answers: int = 0
     shortened: int = 0
+    timed: int = 0  # answers that could have come after their deadline and be seen: their caller waits longer
     late: int = 0
     messages: dict[str, str] = field(default_factory=dict)
     kept: list[Answered] = field(default_factory=list)
@@ -53,9 +59,12 @@ class Tally:
         """Take in what came of a call."""
         if outcome.answers:
             self.seconds[asked.kind].append(outcome.seconds)
-            self.late += deadline is not None and outcome.seconds > deadline + OWN_DELAY
+            if deadline is not None and asked.kind == TIMED:
+                self.timed += 1
+                self.late += outcome.seconds > deadline + OWN_DELAY
         elif any(refused.code == "RESOURCE_EXHAUSTED" for refused in outcome.refused):
-            self.refusals.append(outcome.seconds)
+            waited = any(OVERTAKEN in refused.message for refused in outcome.refused)
+            (self.overtaken if waited else self.refusals).append(outcome.seconds)
         self.shortened += outcome.shortened
         for refused in outcome.refused:
             if refused.code == "NOT_SENT":
@@ -160,8 +169,11 @@ class Load:
             rate=round(rate, 1),
             deadline=deadline,
             refusal_milliseconds=quantiles(tally.refusals),
+            overtaken_milliseconds=quantiles(tally.overtaken),
+            overtaken_share=round(len(tally.overtaken) / max(1, len(tally.overtaken) + len(tally.refusals)), 4),
             refusals_without_advice=tally.unadvised,
-            answered_late=tally.late,
+            timed_answers=tally.timed,
+            late_share=round(tally.late / max(1, tally.timed), 4),
             expired_share=round(tally.codes["DEADLINE_EXCEEDED"] / max(1, tally.asked), 4),
             recovery_seconds=seconds_to_recover,
         )
@@ -231,7 +243,9 @@ async def run(options: argparse.Namespace) -> None:
         # A call is more than an answer where it asks in bulk.
         rate = capacity / ANSWERS_PER_CALL
         if options.steady:
-            await load.closed("steady", options.callers, options.steady, options.share * rate, options.replay)
+            async with Trouble(options.target, callers) as trouble:
+                await load.closed("steady", options.callers, options.steady, options.share * rate, options.replay)
+            say(trouble.said)
         if options.overload:
             await load.flood("overload", options.times * rate, options.overload, options.deadline)
         if options.replay:

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from .fuzz import fuzz
+from .frames import BEGINNINGS
+from .fuzz import Fuzzed, fuzz
 from .pounding import BURST, SECRET, burst, pound
 from .serving import Serving, serving
 from .versions import make_repository
@@ -33,7 +35,10 @@ Phases = dict[str, dict[str, Any]]
 
 GROWTH = 0.02  # of resident memory, in the last two thirds of the steady load, at most
 RECOVERY_SECONDS = 5.0
-IMMEDIATE_MILLISECONDS = 100.0  # half of the refusals come sooner
+IMMEDIATE_MILLISECONDS = 100.0  # half of the refusals of what is not let in come sooner
+LATEST_REFUSAL = 0.5  # of the deadline, in which 99 of a hundred of them come
+LATE = 0.01  # of the answers whose caller waits beyond its deadline, at most, come after it
+CONNECTION_BYTES = 2**10  # that a connection which has ended leaves behind, at most
 EXPIRED = 0.01  # of the requests in overload, at most, end at their deadline without an answer or a refusal
 
 
@@ -96,9 +101,25 @@ def under_fire(repository: Path, folder: Path, options: argparse.Namespace) -> P
             "fuzz": fuzz(server.address, options.fuzz, options.seed),
             "pounding": pound(server.address, options.garbage, options.seed),
             "burst": burst(server.address, server.process.pid),
+            "connections": connect(server, options.connections),
         }
         found["server"] = {"alive": server.process.poll() is None, "log_errors": log_errors(folder)}
     return found
+
+
+def connect(server: Serving, count: int) -> dict[str, Any]:
+    """Open and close so many connections, silent or with a call begun; what memory grows by after the first fifth."""
+    host, port = server.address.rsplit(":", 1)
+    first = 0
+    for number in range(count):
+        with socket.create_connection((host, int(port)), timeout=60) as raw:
+            raw.sendall(BEGINNINGS[number % len(BEGINNINGS)])
+        if number == count // 5:
+            first = server.resident_bytes
+    with server.channel() as channel:
+        right = Fuzzed(channel).is_right()
+    grown = server.resident_bytes - first
+    return {"phase": "connections", "connections": count, "grown_bytes": grown, "right_after": right}
 
 
 LAWS: dict[str, Callable[[Phases, Phases], bool]] = {
@@ -111,11 +132,18 @@ LAWS: dict[str, Callable[[Phases, Phases], bool]] = {
     "what cannot be answered in time is refused at once": lambda load, fire: (
         load["overload"]["expired_share"] <= EXPIRED
     ),
-    "refusals are immediate": lambda load, fire: (
+    "what is not let in is told so immediately": lambda load, fire: (
         load["overload"]["refusal_milliseconds"].get("p50", 0.0) <= IMMEDIATE_MILLISECONDS
+        and load["overload"]["refusal_milliseconds"].get("p99", 0.0)
+        <= LATEST_REFUSAL * 1e3 * load["overload"]["deadline"]
     ),
     "refusals say when to come back": lambda load, fire: load["overload"]["refusals_without_advice"] == 0,
-    "answers come by their deadline": lambda load, fire: load["overload"]["answered_late"] == 0,
+    "answers come by their deadline": lambda load, fire: (
+        load["overload"]["timed_answers"] > 0 and load["overload"]["late_share"] <= LATE
+    ),
+    "wrong requests are refused beside the others, and who leaves or is killed is let go": lambda load, fire: (
+        min(load["trouble"][kind] for kind in ("invalid", "left", "killed")) > 0 and not load["trouble"]["wrong"]
+    ),
     "it recovers": lambda load, fire: (load["overload"]["recovery_seconds"] or 1e9) <= RECOVERY_SECONDS,
     "every answer is the one that is given alone": lambda load, fire: load["replay"]["differing"] == 0,
     "every rule stops as it does alone": lambda load, fire: load["replay"]["stopped_otherwise"] == 0,
@@ -126,6 +154,10 @@ LAWS: dict[str, Callable[[Phases, Phases], bool]] = {
     "no bytes are the server's fault": lambda load, fire: not fire["pounding"]["faults"],
     "the next good request is answered right": lambda load, fire: (
         fire["fuzz"]["wrong_after"] + fire["pounding"]["wrong_after"] == 0 and fire["burst"]["right_after"]
+    ),
+    "connections leave nothing behind": lambda load, fire: (
+        fire["connections"]["right_after"]
+        and fire["connections"]["grown_bytes"] <= CONNECTION_BYTES * fire["connections"]["connections"]
     ),
     "what is packed to burst takes little memory": lambda load, fire: (
         fire["burst"]["status"] == "RESOURCE_EXHAUSTED" and fire["burst"]["peak_bytes"] < BURST / 4
@@ -142,6 +174,7 @@ def main() -> None:
     parser.add_argument("--replay", type=int, default=10_000, help="answers")
     parser.add_argument("--fuzz", type=int, default=50_000, help="cases")
     parser.add_argument("--garbage", type=int, default=5_000, help="cases on the socket")
+    parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a file for the document too")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ import resource
 import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 import urllib.request
@@ -40,6 +41,7 @@ from .calling import observation, refusal
 from .conftest import Start
 from .frames import BEGINNINGS
 from .serving import Serving, serving
+from .trouble import FOLDER, doomed
 
 Code = grpc.StatusCode
 SECONDS = 60.0  # that a call may take at most; nothing here waits for it
@@ -192,8 +194,26 @@ def test_a_thousand_half_open_and_a_thousand_cancelled_calls_leave_nothing_behin
                 call.cancel()
         assert_right(stub.Predict(asked(3), timeout=SECONDS), 3, one_model)
         until(lambda: server.descriptors <= descriptors + 5)
-        until(lambda: in_flight(server) == 0)
+        until(lambda: metric(server, "dubito_calls_in_flight") == 0)
         assert server.resident_bytes - resident < 64 * 2**20
+
+
+def test_a_client_that_is_killed_with_a_hundred_calls_under_way_leaves_nothing_behind(
+    survivor: Survivor, one_model: ModelVersion
+) -> None:
+    server = survivor.server
+    command = doomed(server.address, calls=100, rows=10, draws=3000)
+    with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE) as client:
+        try:
+            until(lambda: metric(server, "dubito_calls_in_flight") == 100)
+            assert metric(server, "dubito_queue_work") > 0
+        finally:
+            client.kill()
+    until(lambda: metric(server, "dubito_calls_in_flight") == 0)
+    until(lambda: metric(server, "dubito_queue_work") == 0)
+    with server.channel() as channel:
+        stub = pb_grpc.UncertaintyServiceStub(channel)
+        assert_right(stub.Predict(asked(4), timeout=SECONDS), 4, one_model)
 
 
 def half_open(address: str, count: int) -> None:
@@ -205,11 +225,11 @@ def half_open(address: str, count: int) -> None:
             raw.sendall(BEGINNINGS[number % len(BEGINNINGS)])
 
 
-def in_flight(server: Serving) -> float:
-    """Calls under way, as its metrics say."""
+def metric(server: Serving, name: str) -> float:
+    """A gauge without labels, as its metrics say."""
     [where] = re.findall(r"metrics address=(\S+)", server.log.read_text())[-1:]
     with urllib.request.urlopen(where, timeout=SECONDS) as page:
-        [number] = re.findall(r"^dubito_calls_in_flight (\S+)", page.read().decode(), re.MULTILINE)
+        [number] = re.findall(rf"^{name} (\S+)", page.read().decode(), re.MULTILINE)
     return float(number)
 
 
