@@ -323,6 +323,21 @@ def test_a_manifest_that_is_not_ours_does_not_load(version: Path, change: dict[s
         load_version(version)
 
 
+def test_of_mutated_manifests_most_are_refused_and_no_other_error_escapes(version: Path) -> None:
+    path, generator = version / "manifest.json", np.random.default_rng(0)
+    good, refused = path.read_bytes(), 0
+    for _ in range(200):
+        data = bytearray(good)
+        for place in generator.integers(0, len(data), generator.integers(1, 4)):
+            data[place] = generator.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            load_version(version)
+        except CorruptVersion:
+            refused += 1
+    assert refused >= 190
+
+
 def test_a_half_written_version_is_not_one(version: Path) -> None:
     (version / "manifest.json").write_text((version / "manifest.json").read_text()[:200])
     with pytest.raises(CorruptVersion, match=r"manifest\.json"):
