@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from collections import Counter
@@ -270,15 +269,21 @@ def _count_outputs(head: Head, prediction: Tensor, example: Example) -> int:
     return count_outputs(head, tuple(prediction.shape))
 
 
+def _are_variances(found: object, count: int) -> bool:
+    try:
+        values = np.asarray(found, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == (count,) and bool(np.isfinite(values).all() and (values >= 0).all())
+
+
 def _check_outputs(
     head: Head, raw: NDArray[Any], outputs: int, class_names: Sequence[str] | None, noise: Sequence[float] | None
 ) -> None:
     if class_names is not None and (head.task is not Task.CLASSIFICATION or len(class_names) != outputs):
         raise InvalidArgument("class_names", f"{len(class_names)} names", f"{outputs} names, of a classification")
-    if noise is not None and (
-        head is not Head.MEAN or len(noise) != outputs or not all(v >= 0 and math.isfinite(v) for v in noise)
-    ):
-        raise InvalidArgument("noise_variance", list(noise), f"{outputs} finite numbers >= 0, for head 'mean'")
+    if noise is not None and not (head is Head.MEAN and _are_variances(noise, outputs)):
+        raise InvalidArgument("noise_variance", noise, f"a list of {outputs} finite numbers >= 0, for head 'mean'")
     sums = {Head.PROBABILITIES: lambda: raw.sum(-1), Head.LOG_PROBABILITIES: lambda: np.exp(raw).sum(-1)}
     if head in sums and (np.abs(sums[head]() - 1) > 1e-3).any():
         raise InvalidArgument("head", repr(head.value), "a head whose probabilities sum to 1; or 'logits'")

@@ -139,6 +139,23 @@ def test_versions_count_up_and_a_given_number_is_never_overwritten(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    "noise", [0.1, [0.1], [[0.1] * 4], [0.1, 0.1, 0.1, -1.0], [0.1] * 3 + [float("nan")], ["x"] * 4]
+)
+def test_a_noise_variance_is_a_number_for_each_target(tmp_path: Path, noise: object) -> None:
+    with pytest.raises(InvalidArgument, match=r"noise_variance: got .* accepted: a list of 4 finite numbers >= 0"):
+        pack(
+            mlp(),
+            torch.randn(3, 6),
+            repository=tmp_path,
+            name="m",
+            task="regression",
+            head="mean",
+            noise_variance=noise,  # type: ignore[arg-type]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("change", "field"),
     [
         ({"task": "ranking"}, "task"),
