@@ -133,7 +133,8 @@ class Server:
         )
         pb_grpc.add_UncertaintyServiceServicer_to_server(uncertainty, server)
         pb_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.registry, limits, self.observer), server)
-        profile = Profile(settings.server_name, metadata.version("dubito"), _policy(settings), settings.stream_requests)
+        release = metadata.version("dubito")
+        profile = Profile(settings.server_name, release, _policy(settings), settings.stream_requests, settings.replicas)
         open_inference = OpenInferenceServicer(
             self.registry,
             predictor,

@@ -78,7 +78,7 @@ def _platform(served: Served) -> str:
     return "onnxruntime_onnx" if served.standard else "dubito_montecarlo"
 
 
-def write_config(served: Served, max_rows: int, policy: Policy) -> pb.ModelConfig:
+def write_config(served: Served, max_rows: int, policy: Policy, replicas: int) -> pb.ModelConfig:
     """Write a model's configuration: shapes without the rows, of which a request has at most `max_rows`."""
     return pb.ModelConfig(
         name=served.name,
@@ -94,7 +94,7 @@ def write_config(served: Served, max_rows: int, policy: Policy) -> pb.ModelConfi
             pb.ModelOutput(name=output.name, data_type=_type(output.dtype), dims=_dims(output.shape))
             for output in _outputs(served)
         ],
-        instance_group=[_instance(served)],
+        instance_group=[_instance(served, replicas)],
         dynamic_batching=pb.ModelDynamicBatching(
             priority_levels=len(PRIORITIES) - 1, default_priority_level=PRIORITIES.index(PRIORITIES[0], 1)
         ),
@@ -118,10 +118,14 @@ def _dims(shape: Sequence[int | None]) -> list[int]:
     return [-1 if size is None else size for size in shape[1:]]
 
 
-def _instance(served: Served) -> pb.ModelInstanceGroup:
-    on_gpu = not served.standard and served.version.engine.program.device.type == "cuda"
-    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    return pb.ModelInstanceGroup(name=f"{served.name}_0", count=1, kind=kind, gpus=[0] if on_gpu else [])
+def _instance(served: Served, replicas: int) -> pb.ModelInstanceGroup:
+    """Return what runs it: one thread for each GPU, so many on a CPU, one session of onnxruntime."""
+    name, devices = f"{served.name}_0", [engine.program.device for engine in served.version.engines]
+    if not served.standard and devices[0].type == "cuda":
+        gpus = [device.index or 0 for device in devices]
+        return pb.ModelInstanceGroup(name=name, count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=gpus)
+    count = 1 if served.standard else replicas
+    return pb.ModelInstanceGroup(name=name, count=count, kind=pb.ModelInstanceGroup.KIND_CPU)
 
 
 def _about(version: ModelVersion) -> dict[str, str]:

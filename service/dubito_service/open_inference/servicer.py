@@ -55,6 +55,7 @@ class Profile:
     version: str
     policy: Policy
     stream_requests: int  # of one call, under way at once
+    replicas: int  # threads that draw on a CPU
 
 
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
@@ -115,7 +116,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         """Say how a model is served."""
-        config = model_messages.write_config(self._find(request), self._limits.max_rows, self._profile.policy)
+        profile = self._profile
+        config = model_messages.write_config(
+            self._find(request), self._limits.max_rows, profile.policy, profile.replicas
+        )
         return pb.ModelConfigResponse(config=config)
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:

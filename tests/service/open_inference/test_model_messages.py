@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+import torch
 from google.protobuf.json_format import MessageToDict
 
 from calibrations import calibration
@@ -73,21 +75,23 @@ def test_the_standard_path_declares_the_networks_own_output_first(packed: Packed
 
 
 def test_a_configuration_has_batches_and_shapes_without_the_rows(packed: Packed) -> None:
-    config = MessageToDict(write_config(Served(packed("mlp"), False), 100, Policy(2)), preserving_proto_field_name=True)
+    config = MessageToDict(
+        write_config(Served(packed("mlp"), False), 100, Policy(2), 3), preserving_proto_field_name=True
+    )
     assert config["max_batch_size"] == 100
     assert config["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": ["6"]}]
     outputs = {output["name"]: output for output in config["output"]}
     assert outputs["probabilities"] == {"name": "probabilities", "data_type": "TYPE_FP64", "dims": ["4"]}
     assert outputs["label"] == {"name": "label", "data_type": "TYPE_INT64"}
     assert config["version_policy"] == {"latest": {"num_versions": 2}}
-    assert config["instance_group"][0]["kind"] == "KIND_CPU"
+    assert config["instance_group"] == [{"name": "mlp_0", "count": 3, "kind": "KIND_CPU"}]
     assert config["dynamic_batching"] == {"priority_levels": "3", "default_priority_level": "2"}
     assert config["parameters"]["task"] == {"string_value": "classification"}
     assert "decoupled" not in config["model_transaction_policy"]
 
 
 def test_a_model_whose_versions_are_pinned_says_which(packed: Packed) -> None:
-    config = write_config(Served(packed("mlp"), False), 100, Policy(2, {"mlp": (1, 4)}))
+    config = write_config(Served(packed("mlp"), False), 100, Policy(2, {"mlp": (1, 4)}), 1)
     assert list(config.version_policy.specific.versions) == [1, 4]
 
 
@@ -99,9 +103,21 @@ def test_a_configuration_tells_a_tables_columns(packed: Packed, monkeypatch: pyt
         update={"inputs": (tokens, features.model_copy(update={"columns": columns}))}
     )
     monkeypatch.setattr(version, "manifest", manifest)
-    config = write_config(Served(version, False), 100, Policy())
+    config = write_config(Served(version, False), 100, Policy(), 1)
     told = json.loads(config.parameters["columns.features"].string_value)
     assert [column["name"] for column in told] == ["area", "rooms", "floor"]
+
+
+def test_instances_are_the_threads_that_draw_each_gpu_by_its_number_and_one_session_of_the_standard_path(
+    packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = packed("mlp")
+    on_cpu = write_config(Served(version, True), 100, Policy(), 3).instance_group[0]
+    assert (on_cpu.count, list(on_cpu.gpus)) == (1, [])
+    engines = [SimpleNamespace(program=SimpleNamespace(device=torch.device("cuda", number))) for number in (0, 1)]
+    monkeypatch.setattr(ModelVersion, "engines", tuple(engines))
+    on_gpus = write_config(Served(version, False), 100, Policy(), 3).instance_group[0]
+    assert (on_gpus.kind, on_gpus.count, list(on_gpus.gpus)) == (pb.ModelInstanceGroup.KIND_GPU, 1, [0, 1])
 
 
 def test_statistics_have_equal_counts_for_every_part_of_an_answer(packed: Packed) -> None:
