@@ -143,7 +143,7 @@ def serve(config: Path | None, print_config: bool, **flags: Any) -> None:
     from dubito_service.telemetry import logs  # not above: `--help` needs no more than click
 
     try:
-        chosen = configuration.configure(flags, os.environ, config)
+        chosen = configuration.configure(flags, os.environ, config, to_print=print_config)
     except InvalidArgument as error:
         raise Misused(str(error)) from error
     if print_config:

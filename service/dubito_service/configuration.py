@@ -33,6 +33,7 @@ _SERVICE_LINK = re.compile(r"DUBITO_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|POR
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/@]+)@")
 _FLAGS = {"pins": "--pin"}  # those that are not called as their setting
+_UNNAMED = ""  # a repository that is yet to be named
 _MOST_SHOWN = 100  # characters of a value that is refused
 
 
@@ -44,12 +45,15 @@ class Configuration:
     sources: Mapping[str, str]
 
 
-def configure(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> Configuration:
+def configure(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None, *, to_print: bool = False
+) -> Configuration:
     """Choose among flags, environment variables and a TOML file; None stands for no flag.
 
-    Raises `InvalidArgument`, which names the key and where it stands, what came and what is accepted.
+    `to_print`: a repository need not be named. Raises `InvalidArgument`, which names the key and where it stands, what
+    came and what is accepted.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"repository": _UNNAMED} if to_print else {}
     sources: dict[str, str] = {}
     given = {name: value for name, value in flags.items() if value is not None}
     for layer, call in (
@@ -144,7 +148,7 @@ def print_toml(configuration: Configuration) -> str:
     lines, tables = [], []
     for name, value in configuration.settings.model_dump(mode="json").items():
         source = configuration.sources.get(name, "default")
-        if value is None or value == {}:
+        if value in (None, {}, _UNNAMED):
             lines.append(f"# {name} is not set\n")
         elif isinstance(value, Mapping):
             tables.append(f"\n# {source}\n{tomli_w.dumps({name: value})}")

@@ -80,6 +80,15 @@ def test_a_value_that_is_refused_is_named_by_where_it_stands(tmp_path: Path) -> 
     assert str(refused({}, {}, file)) == said
 
 
+def test_what_is_printed_needs_no_repository_and_what_serves_does(tmp_path: Path) -> None:
+    done = CliRunner().invoke(serve, ["--print-config"], env={"DUBITO_MAX_ROWS": "7"})
+    assert done.exit_code == 0, done.output
+    assert "# repository is not set\n" in done.output
+    assert set(tomllib.loads(done.output)) < set(Settings.model_fields)
+    with pytest.raises(InvalidArgument, match="--repository: got nothing"):
+        configure({}, {}, written(tmp_path, done.output))
+
+
 def test_a_setting_that_must_be_given_is_named_with_all_the_ways_to_give_it() -> None:
     with pytest.raises(InvalidArgument) as caught:
         configure({}, {}, None)
@@ -205,3 +214,21 @@ def test_a_command_line_that_makes_no_sense_ends_with_2_and_one_line(
     assert done.exit_code == 2
     [line] = done.output.splitlines()
     assert said in line
+
+
+# --- The README ---
+
+
+def test_every_setting_stands_in_the_readme_and_its_tables_tell_the_defaults() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    unsaid = [name for name in Settings.model_fields if not re.search(rf"\b{name}\b|{flag(name)}\b", text)]
+    assert unsaid == []
+    table = text[text.index("| setting | default |") :].split("\n\n")[0]
+    told: dict[str, Any] = {}
+    for line in table.splitlines()[2:]:
+        names, values, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
+        told.update(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
+    assert told.pop("port_file") == ""
+    assert {name: float(value) for name, value in told.items()} == {
+        name: Settings.model_fields[name].default for name in told
+    }
