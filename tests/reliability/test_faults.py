@@ -205,7 +205,7 @@ def test_a_client_that_is_killed_with_a_hundred_calls_under_way_leaves_nothing_b
     command = doomed(server.address, calls=100, rows=10, draws=3000)
     with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE) as client:
         try:
-            until(lambda: metric(server, "dubito_calls_in_flight") == 100)
+            until(lambda: metric(server, "dubito_calls_in_flight") >= 90)  # the first of them may be answered by then
             assert metric(server, "dubito_queue_work") > 0
         finally:
             client.kill()
