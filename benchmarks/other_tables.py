@@ -107,71 +107,45 @@ def coverage(document: Document) -> Iterator[str]:
 def reliability(document: Document) -> Iterator[str]:
     """Yield what the phases of a soak came to."""
     load, bad = document["load"], document["bad_input"]
-    capacity, steady, overload = load["capacity"], load["steady"], load["overload"]
-    callers, wait = document["asked"]["callers"], steady["milliseconds"]["Predict"]
-    grown = steady["resident_growth"]
-    memory = "was seen too seldom to tell" if grown is None else f"grows by {grown:.1%} in the last two thirds"
+    steady, overload, replay = load["steady"], load["overload"], load["replay"]
+    wait, refused = steady["milliseconds"]["Predict"], overload["refused"]
+    growth = steady["resident_growth"]
+    grows = (
+        "was looked at too seldom to tell whether it grows"
+        if growth is None
+        else f"grows by {growth:.1%} after the first third"
+    )
+    missed = refused.get("DEADLINE_EXCEEDED", 0)
     lines = (
         (
-            f"capacity, {capacity['seconds']:.0f} seconds, {callers} callers",
-            f"{capacity['answers_per_second']:.1f} answers/s; {_shortened(capacity)}",
+            f"80 % of capacity, {steady['seconds'] / 60:.0f} minutes, {document['asked']['callers']} callers",
+            f"{steady['answers']:,} answers, {sum(steady['refused'].values()):,} errors; resident memory "
+            f"{grows}. `Predict` p50 {wait['p50']:.0f} ms, p99 "
+            f"{wait['p99'] / 1000:.1f} s (all priorities, 1 to 16 rows)",
         ),
         (
-            f"80 % of it, {steady['seconds'] / 60:.0f} minutes",
-            f"{steady['answers']:,} answers, {sum(steady['refused'].values()):,} errors; {_shortened(steady)}; "
-            f"resident memory {memory}. `Predict` p50 {wait['p50']:.0f} ms, p99 {wait['p99']:.0f} ms (all "
-            "priorities, 1 to 16 rows)",
+            f"3 times the capacity, {overload['seconds'] / 60:.0f} minutes",
+            f"{overload['answers']:,} answers, {overload['answered_late']} of them late; "
+            f"{refused.get('RESOURCE_EXHAUSTED', 0):,} refused, half of them within "
+            f"{overload['refusal_milliseconds']['p50']:.0f} ms; {missed:,} ({overload['expired_share']:.1%}) end at "
+            f"their deadline unanswered, where the law allows 1 %. Back to normal after "
+            f"{overload['recovery_seconds']:.1f} s",
         ),
-        (f"3 times the capacity, {overload['seconds'] / 60:.0f} minutes", _overload(overload)),
-        ("beside the steady load", _trouble(load["trouble"])),
-        ("replays", _replays(load["replay"])),
-        ("bad input", _bad(bad)),
+        (
+            "replays",
+            f"{replay['compared']:,} answers asked for again: {replay['differing']} differ, "
+            f"{replay['stopped_otherwise']} stop at another draw",
+        ),
+        (
+            "bad input",
+            f"{bad['fuzz']['cases']:,} messages, {bad['pounding']['cases']:,} connections: "
+            f"{bad['fuzz']['fault_count'] + len(bad['pounding']['faults'])} are the server's fault, "
+            f"{bad['fuzz']['wrong_after'] + bad['pounding']['wrong_after']} good requests after them are answered "
+            f"wrong; memory for a message packed to burst: {bad['burst']['peak_bytes'] / 2**20:.0f} MiB",
+        ),
         ("laws broken", "; ".join(document["broken"]) or "none"),
     )
     yield from table(("", ""), lines)
-
-
-def _shortened(phase: Document) -> str:
-    return f"{phase['shortened']:,} ({phase['shortened'] / max(1, phase['answers']):.1%}) with fewer draws than asked"
-
-
-def _overload(phase: Document) -> str:
-    refused, at_once, waited = phase["refused"], phase["refusal_milliseconds"], phase["overtaken_milliseconds"]
-    missed = refused.get("DEADLINE_EXCEEDED", 0)
-    return (
-        f"{phase['answers']:,} answers; {_shortened(phase)}; of the {phase['timed_answers']:,} whose callers waited "
-        f"longer, {phase['late_share']:.1%} came after their deadline of {phase['deadline']:g} s. "
-        f"{refused.get('RESOURCE_EXHAUSTED', 0):,} refused: {1 - phase['overtaken_share']:.1%} not let in, half of "
-        f"them within {at_once['p50']:.0f} ms, 99 % within {at_once['p99']:.0f} ms; the others were let in and "
-        f"overtaken, half of them within {waited.get('p50', 0.0):.0f} ms. {missed:,} ({phase['expired_share']:.1%}) "
-        f"end at their deadline unanswered, where the law allows 1 %. Back to normal after "
-        f"{phase['recovery_seconds']:.1f} s"
-    )
-
-
-def _trouble(phase: Document) -> str:
-    return (
-        f"{phase['invalid']:,} wrong requests, {phase['left']:,} whose callers left, {phase['killed']:,} callers "
-        f"killed: {phase['wrong']} answered otherwise than they should be"
-    )
-
-
-def _replays(phase: Document) -> str:
-    return (
-        f"{phase['compared']:,} answers asked for again: {phase['differing']} differ, {phase['stopped_otherwise']} "
-        "stop at another draw"
-    )
-
-
-def _bad(phase: Document) -> str:
-    fuzz, pounding, connections = phase["fuzz"], phase["pounding"], phase["connections"]
-    return (
-        f"{fuzz['cases']:,} messages, {pounding['cases']:,} times other bytes: "
-        f"{fuzz['fault_count'] + len(pounding['faults'])} are the server's fault, "
-        f"{fuzz['wrong_after'] + pounding['wrong_after']} good requests after them are answered wrong; memory for a "
-        f"message packed to burst: {phase['burst']['peak_bytes'] / 2**20:.0f} MiB; {connections['connections']:,} "
-        f"connections leave {connections['grown_bytes'] / 2**20:.1f} MiB behind"
-    )
 
 
 def _bold(text: str, bold: bool) -> str:
