@@ -74,6 +74,7 @@ class Scripted(pb_grpc.UncertaintyServiceServicer, pb_grpc.ModelServiceServicer)
     ) -> AsyncIterator[pb.PredictBulkResponse]:
         async for request in request_iterator:
             if request.model == "hold":
+                self.entered.set()
                 await self.release.wait()
             yield pb.PredictBulkResponse(id=request.id)
 
@@ -138,11 +139,6 @@ class Inside:
 
 
 Open = Callable[..., Awaitable[Inside]]
-
-
-async def settle(inside: Inside) -> None:
-    """Let what was sent before arrive: an answer on the same connection comes after it."""
-    await inside.ask("Evaluate")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -489,7 +485,7 @@ async def test_draining_refuses_what_open_streams_would_still_send_and_ends_thos
     assert (await idle.read()).id == "first"
     await busy.write(pb.PredictRequest(id="taken", model="hold"))
     await until(lambda: inside.guard.in_flight == 4)
-    await settle(inside)
+    await inside.servicer.entered.wait()
     draining = asyncio.create_task(inside.guard.drain(SECONDS))
     for call in (silent, idle, half):
         assert await call.code() is Code.UNAVAILABLE
@@ -507,7 +503,7 @@ async def test_who_leaves_while_the_server_drains_has_left(opened: Open) -> None
     inside = await opened()
     gone = inside.bulk()
     await gone.write(pb.PredictRequest(id="taken", model="hold"))
-    await until(lambda: inside.guard.in_flight == 1)
+    await inside.servicer.entered.wait()
     draining = asyncio.create_task(inside.guard.drain(SECONDS))
     gone.cancel()
     assert await draining
