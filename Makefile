@@ -86,12 +86,13 @@ $(FOREIGN)/.venvs/perf-analyzer/.installed: $(FOREIGN)/requirements/perf-analyze
 	touch $@
 
 # Calls through Ray Serve, and tables scored by Ray Data, on a Ray cluster of this machine, in a virtual environment of
-# its own.
+# its own; each file in a process of its own, as Ray keeps the token of the first cluster that a process starts.
 RAY_VENV ?= .venv-ray
 
 ray-check: $(RAY_VENV)/.installed
-	OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -W default --disable-warnings \
-		tests/deploy/test_ray_serve.py tests/scoring/test_ray_engine.py
+	for file in tests/deploy/test_ray_serve.py tests/scoring/test_ray_engine.py; do \
+		OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -W default --disable-warnings $$file || exit 1; \
+	done
 
 $(RAY_VENV)/.installed: pyproject.toml
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)

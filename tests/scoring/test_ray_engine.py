@@ -20,7 +20,7 @@ import psutil
 import pyarrow as arrow
 import pytest
 from click.testing import CliRunner
-from pyarrow import parquet
+from pyarrow import feather, parquet
 
 from dubito_batch.answers import Asked
 from dubito_batch.job import Job, run_job
@@ -45,12 +45,12 @@ PARTS = 34
 
 
 def write(folder: Path) -> Path:
-    """Write three files; row 5 of the first is bad, 290 of the second, and the third does not say how many it has."""
+    """Write three files, the last one of another format; row 5 of the first is bad, and 290 of the second."""
     folder.mkdir()
     for number, count in enumerate(ROWS):
         table = {"id": list(range(count)), **dict(zip(COLUMNS, rows(count, number).T.copy(), strict=True))}
         if number == 2:
-            pandas.DataFrame(table).to_csv(folder / "day-2.csv", index=False)
+            feather.write_feather(arrow.table(table), folder / "day-2.feather")
             continue
         table["x1"][5 if number == 0 else 290] = float("nan")
         parquet.write_table(arrow.table(table), folder / f"day-{number}.parquet", row_group_size=100)
@@ -141,7 +141,7 @@ def test_parts_and_summary_are_those_of_the_local_engine(source: Path, tmp_path:
     assert same(there, local)
     assert (there.rows, there.invalid, there.parts) == (sum(ROWS), 2, PARTS)
     assert [each.parts for each in told] == list(range(PARTS + 1))
-    assert (told[-1].total, told[-1].rows) == (None, sum(ROWS))
+    assert (told[-1].total, told[-1].rows) == (sum(ROWS), sum(ROWS))
 
 
 @on_a_cluster
