@@ -142,7 +142,7 @@ def test_all_blocks_before_a_failure_are_done_with_and_the_first_failure_is_told
 @pytest.mark.parametrize("stage", ["score", "write"])
 def test_no_block_begins_to_be_scored_after_one_before_it_failed(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    read, broken = threading.Event(), threading.Event()
+    read, second, broken = threading.Event(), threading.Event(), threading.Event()
 
     def blocks() -> Iterator[Block]:
         for number in range(6):
@@ -152,6 +152,7 @@ def test_no_block_begins_to_be_scored_after_one_before_it_failed(stage: str, mon
     def fail(number: int) -> int:
         if number == 0:
             assert read.wait(30)  # till all others wait for the thread that this one has
+            assert stage == "score" or second.wait(30)
             broken.set()
             raise OSError("lost")
         return number
@@ -159,6 +160,7 @@ def test_no_block_begins_to_be_scored_after_one_before_it_failed(stage: str, mon
     def score(block: Block) -> int:
         begun.append(block.number)
         if block.number == 1:
+            second.set()
             broken.wait(30)
             time.sleep(0.05)  # until the failure has left its thread
         return fail(block.number) if stage == "score" else block.number

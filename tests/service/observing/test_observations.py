@@ -16,7 +16,7 @@ from dubito_models.calibration.adaptive import error_bound
 from dubito_models.errors import InvalidArgument
 from dubito_models.predictive import Validity
 from dubito_service.errors import AlreadyObserved, CannotOpenState, StateUnavailable
-from dubito_service.observing import observations
+from dubito_service.observing import database, observations
 from dubito_service.observing.drift import REFERENCE_ROWS, Drift, read_drift, write_drift
 from dubito_service.observing.observations import EPISTEMIC, SCORE, Observations, Outcome, Rules, StreamKey
 from dubito_service.observing.receipts import Classified, Receipt, write_inputs
@@ -339,7 +339,8 @@ def test_replicas_agree_on_a_key(opened: Open) -> None:
     assert opened().fact("receipt_key", lambda: "another") == made[0]
 
 
-def test_stores_that_are_opened_at_once_make_their_tables_once(state: str) -> None:
+def test_stores_that_are_opened_at_once_make_their_tables_once(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 30.0)  # of six writers on a slow disk the last one waits long
     start = threading.Barrier(6)
 
     def go(number: int) -> Outcome:
