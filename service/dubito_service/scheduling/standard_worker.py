@@ -150,21 +150,21 @@ class StandardWorker:
     async def evaluate(self, request: EvaluationRequest) -> Evaluated:
         """Answer a request; raises what `DeviceWorker.draw` does. Cancelling it takes it out before the next run."""
         now, deadline, loop = self._clock(), request.deadline, asyncio.get_running_loop()
-        most = max(1, int(self._limits.step_rows / self._cost(request.version)), -(-request.rows // MOST_PARTS))
-        jobs = [
-            _Job(
-                number=next(self._dispatcher.numbers),
-                future=loop.create_future(),
-                arrived=now,
-                since=now,
-                deadline=deadline,
-                priority=request.priority,
-                request=part,
-            )
-            for part in request.cut(most)
-        ]
         pace = self._pace.seconds_per_unit
         with self.admission.hold(request.version.name, request.caller, request.rows, pace):
+            most = max(1, int(self._limits.step_rows / self._cost(request.version)), -(-request.rows // MOST_PARTS))
+            jobs = [
+                _Job(
+                    number=next(self._dispatcher.numbers),
+                    future=loop.create_future(),
+                    arrived=now,
+                    since=now,
+                    deadline=deadline,
+                    priority=request.priority,
+                    request=part,
+                )
+                for part in request.cut(most)
+            ]
             if deadline is not None and self.queued_rows * self._slowest > deadline - now:
                 own = self._at_least(request.version, request.rows)
                 check_deadline(deadline - now, own, lambda: self._seconds_before(jobs[0]))

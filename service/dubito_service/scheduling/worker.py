@@ -136,9 +136,9 @@ class DeviceWorker:
         """
         now, deadline = self._clock(), request.deadline
         engine = request.engines[min(self._place, len(request.engines) - 1)]
-        jobs = self._jobs(request, engine, now, watcher)
         pace = self._stepper.pace.seconds_per_unit
         with self.admission.hold(request.model, request.caller, request.work, pace):
+            jobs = self._jobs(request, engine, now, watcher)
             own = self._stepper.at_least(engine, request.least_work)
             if deadline is not None:
                 self._check(jobs[0], own, deadline - now, now)
