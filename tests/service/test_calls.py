@@ -241,7 +241,7 @@ def overflowing(*which: int) -> list[pb.Tensor]:
 
 async def test_rows_without_a_finite_answer_fail_their_request_alone(opened: Open) -> None:
     """Also among strangers in one pass, near whom they leave no trace."""
-    inside = await opened()
+    inside = await opened(step_seconds=1000)  # however long the first pass is held up
     alone = await inside.predict(asking(2, data=1))
     gate = inside.engine.hook = Gate()
     first = asyncio.create_task(inside.predict(asking(1)))
