@@ -108,10 +108,10 @@ class Dispatcher(Generic[J]):
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
-        self._loop, self._dead = asyncio.get_running_loop(), False
-        self._inbox = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, args=(self._inbox,), name=self._name, daemon=True)
-        self._thread.start()
+        self._loop, self._inbox, self._dead = asyncio.get_running_loop(), queue.SimpleQueue(), False
+        thread = threading.Thread(target=self._work, args=(self._inbox,), name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread  # one that did not start leaves the dead one in its place
 
     @property
     def alive(self) -> bool:
@@ -191,14 +191,23 @@ class Dispatcher(Generic[J]):
         """Tell whoever waited for a thread that has died, and start another one in a while."""
         self._fail(WorkerLost(_RESTART_SECONDS))
         self._changed()
-        if self._loop is not None and not self._closed:
-            self._loop.call_later(_RESTART_SECONDS, self._revive)
+        self._revive_soon()
 
     def _revive(self) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             self.start()
+        except RuntimeError as error:  # the machine has no thread to give
+            log.error("thread not restarted name=%s reason=%s", self._name, error)
+            self._revive_soon()
+        else:
             log.warning("thread restarted name=%s", self._name)
             self._changed()
+
+    def _revive_soon(self) -> None:
+        if self._loop is not None and not self._closed:
+            self._loop.call_later(_RESTART_SECONDS, self._revive)
 
     # From here on everything runs in the thread.
 

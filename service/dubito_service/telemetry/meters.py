@@ -112,6 +112,7 @@ class Meters:
         self.step_seconds = made("dubito_step_seconds", "Of one step of a worker.", (), _SECONDS).labels()
         self.step_fill = made("dubito_step_fill_ratio", "Share of a step's budget used.", (), _SHARES).labels()
         self.prefixes = self._counter("dubito_prefix_passes_total", "Passes of what no mask reaches.")
+        self.worker_deaths = self._counter("dubito_worker_deaths_total", "Threads that died; another took over.")
 
     def _make_draw_meters(self) -> None:
         made = self._distributions

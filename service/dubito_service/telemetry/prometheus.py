@@ -30,6 +30,7 @@ from dubito_service.reports import (
     Report,
     StepReport,
     StreamedReport,
+    WorkerReport,
 )
 from dubito_service.telemetry.distributions import Distribution
 from dubito_service.telemetry.meters import RULES, SHED, DrawMeters, Meters
@@ -92,6 +93,8 @@ class Telemetry:
                 self._count_step(report)
             case LoadReport():
                 self._count_load(report)
+            case WorkerReport():
+                self.meters.worker_deaths.inc(not report.alive)
 
     def _count_call(self, report: CallReport) -> None:
         method = report.method.lstrip("/")

@@ -358,6 +358,33 @@ async def test_a_thread_that_dies_fails_whom_it_had_and_another_goes_on(
     assert worker.queued_work == 0
 
 
+async def test_a_thread_that_cannot_be_started_is_tried_again(
+    worker: DeviceWorker, engine: Hooked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatching, "_RESTART_SECONDS", 0.01)
+    start, tries = threading.Thread.start, list[str]()
+
+    def fail(thread: threading.Thread) -> None:
+        tries.append(thread.name)
+        if len(tries) < 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def die(this: Pass) -> None:
+        raise SystemExit
+
+    engine.hook = die
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatching.threading.Thread, "start", fail)
+        with pytest.raises(WorkerLost):
+            await worker.draw(request(engine))
+        engine.hook = lambda this: None
+        await until(lambda: worker.alive)
+    assert tries == ["device"] * 3
+    assert caplog.text.count("thread not restarted name=device reason=can't start new thread") == 2
+    assert await worker.draw(request(engine))
+
+
 async def test_a_worker_is_lost_after_so_many_deaths_in_a_row_until_it_takes_a_step(
     clock: Clock, engine: Hooked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

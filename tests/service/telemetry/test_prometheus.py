@@ -33,6 +33,7 @@ from dubito_service.reports import (
     Report,
     StepReport,
     StreamedReport,
+    WorkerReport,
     tell,
 )
 from dubito_service.telemetry.distributions import Distribution, Distributions
@@ -160,6 +161,12 @@ def test_a_step_and_its_passes_are_counted(telemetry: Telemetry) -> None:
     assert read(telemetry, "dubito_pass_seconds_sum", **labels) == 0.004
     assert read(telemetry, "dubito_pass_rows_sum", **labels) == 12
     assert read(telemetry, "dubito_pass_requests_sum", **labels) == 3
+
+
+def test_threads_that_died_are_counted_and_those_that_took_over_are_not(telemetry: Telemetry) -> None:
+    for alive in (False, True, False):
+        telemetry.watch(WorkerReport(alive))
+    assert read(telemetry, "dubito_worker_deaths_total") == 2
 
 
 def test_a_load_is_timed_and_a_failed_one_counted(telemetry: Telemetry) -> None:
