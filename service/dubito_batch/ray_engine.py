@@ -1,7 +1,8 @@
 """The same job on Ray: Ray Data gives stretches of blocks to actors, which make the same parts by the same code.
 
 An actor holds the model, one for each GPU of the cluster, else one for each CPU. What a killed worker leaves undone Ray
-gives to another; the parts come out the same. Input, output and repository must be within reach of every machine.
+gives to another; the parts come out the same. A stretch that workers die over time and again ends the job, its finished
+parts kept. Input, output and repository must be within reach of every machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pickle
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # of what is of Ray in this process and is
 _KNOCK_SECONDS = 20.0
 _STRETCHES = 8  # for each actor at least, where there are blocks enough: so that all end at about the same time
 _MOST_BLOCKS = 16  # of a stretch: what is lost with a worker
+_TRIES = 4  # of a stretch whose workers die, such as for want of memory
 _CALLS = 2  # of an actor at once: while one scores, the other reads or writes
 
 
@@ -114,7 +117,7 @@ def _hushed() -> Iterator[None]:
         return
     for handler in logging.getLogger(ray.data.__name__).handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)  # errors are raised, and told by who catches them
     os.environ[_LOG_LEVEL] = "fatal"
     terminal = os.dup(2)
     try:
@@ -216,6 +219,7 @@ def _pieces(stretch: Stretch, size: int) -> Iterator[Stretch]:
 def _score(work: Work, model: RayModel, stretches: list[Stretch], actors: int) -> Iterator[Written]:
     """Let actors score stretches, and tell of each part that they have written."""
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -228,7 +232,8 @@ def _score(work: Work, model: RayModel, stretches: list[Stretch], actors: int) -
         size=size, max_concurrent_calls_per_actor=_CALLS, max_tasks_in_flight_per_actor=_CALLS,
         enable_true_multi_threading=True,
     )  # fmt: skip
-    with _translated(), ray.data.DataContext.current(context):
+    with _translated(), ray.data.DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_task_retries, for which there is no other way
         told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Actor,
             batch_size=1,
@@ -237,6 +242,7 @@ def _score(work: Work, model: RayModel, stretches: list[Stretch], actors: int) -
             compute=pool,
             num_cpus=1,
             num_gpus=1 if model.gpus else 0,
+            max_task_retries=_TRIES - 1,
         )
         for row in told.iter_rows():
             written: Written = _read(row["told"])
@@ -287,10 +293,13 @@ def _read(told: bytes) -> Any:
 def _translated() -> Iterator[None]:
     """Let what Ray raises be an error of ours, on one line."""
     from ray.data.exceptions import ExecutionTimeoutError, SystemException
-    from ray.exceptions import RayError
+    from ray.exceptions import RayActorError, RayError
 
     try:
         yield
+    except RayActorError as error:
+        said = f"workers of the Ray cluster died, {_TRIES} times over the same rows (is there memory for them?)"
+        raise ServerError(f"{said}: {_line(error)}") from error
     except (RayError, SystemException, ExecutionTimeoutError) as error:
         raise ServerError(f"the Ray cluster failed: {_line(error)}") from error
 

@@ -223,6 +223,44 @@ def test_the_command_starts_a_cluster_of_its_own_and_ray_stays_silent(
     assert len(pandas.read_parquet(tmp_path / "out")) == sum(ROWS)
 
 
+DYING = """
+import os, signal, sys
+from dubito_batch import ray_engine
+from dubito_client.command import main
+
+class Dying(ray_engine.Actor):
+    def __call__(self, batch):
+        if batch.to_pylist()[0]["file"] == 1:
+            with open({deaths!r}, "a") as told:
+                told.write(".")
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().__call__(batch)
+
+ray_engine.Actor = Dying
+main(sys.argv[1:])
+"""
+
+
+@needs_ray
+def test_rows_that_workers_die_over_end_the_job_in_one_line_and_it_goes_on_once_they_do_not(
+    source: Path, tmp_path: Path, opening: Opening, models: Path, quiet_ray: dict[str, str]
+) -> None:
+    deaths = tmp_path / "deaths"
+    given = ["score", "judge", "--input", str(source), "--output", str(tmp_path / "ray"), "--columns", "x=x*"]
+    given += ["--repository", str(models), "--engine", "ray", "--batch-rows", "32", "--draws", "16"]
+    command = [sys.executable, "-c", DYING.format(deaths=str(deaths)), *given]
+    environment = {**os.environ, **quiet_ray, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 1, done.stderr
+    [said] = [line for line in done.stderr.splitlines() if " rows/s, " not in line]
+    assert "workers of the Ray cluster died, 4 times over the same rows (is there memory for them?)" in said
+    assert len(deaths.read_text()) >= 4
+    assert 0 < len(contents(tmp_path / "ray")) < PARTS
+    here(source, tmp_path / "ray", opening, resume=True)
+    here(source, tmp_path / "here", opening)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
 @needs_ray
 def test_a_cluster_that_nobody_reaches_is_one_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
