@@ -124,15 +124,19 @@ async def _stream(stubs: Stubs, question: Question, timeout: float) -> Outcome:
 async def _bulk(stubs: Stubs, question: Question, timeout: float) -> Outcome:
     by_id = {request.id: request for request in question.requests}
     answers, refused = [], []
-    async for reply in stubs.own.PredictBulk(iter(question.requests), timeout=timeout):
-        request = by_id.pop(reply.id)
-        if reply.WhichOneof("result") == "response":
-            answers.append(answered(request, reply.response))
-        else:
-            error = reply.error
-            retry = error.retry_seconds if error.HasField("retry_seconds") else None
-            refused.append(Refused(_CODES[error.code], error.message, retry))
-    refused += [Refused("NO_ANSWER", "the call ended without it", None) for _ in by_id]
+    missing = Refused("NO_ANSWER", "the call ended without it", None)
+    try:
+        async for reply in stubs.own.PredictBulk(iter(question.requests), timeout=timeout):
+            request = by_id.pop(reply.id)
+            if reply.WhichOneof("result") == "response":
+                answers.append(answered(request, reply.response))
+            else:
+                error = reply.error
+                retry = error.retry_seconds if error.HasField("retry_seconds") else None
+                refused.append(Refused(_CODES[error.code], error.message, retry))
+    except grpc.aio.AioRpcError as error:  # which those that are answered already do not share
+        missing = refusal(error)
+    refused += [missing for _ in by_id]
     return Outcome(tuple(answers), tuple(refused), shortened=sum(not found.own_rule for found in answers))
 
 
