@@ -77,6 +77,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop go on until it is so."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
 def limits(**changes: float) -> WorkLimits:
     fields: dict[str, float] = {
         "queue_work": 10**6,

@@ -29,7 +29,7 @@ from dubito_service.scheduling import dispatching
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
-from .hooked import Gate, Hooked, Pass, settle
+from .hooked import Gate, Hooked, Pass, settle, until
 from .wire import asking, detail, probabilities, rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one loop for all of gRPC's calls in this process
@@ -76,11 +76,6 @@ async def opened(packed: Callable[[str], ModelVersion], monkeypatch: pytest.Monk
         await channel.close()
     for server in servers:
         await server.stop(0.0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def linger(seconds: float) -> Callable[[Pass], None]:

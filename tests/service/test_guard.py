@@ -31,6 +31,7 @@ from dubito_service.security.scopes import Scope
 from dubito_service.security.tokens import Tokens, add_token, new_secret
 from dubito_service.telemetry.journal import Journal
 
+from .hooked import until
 from .wire import detail
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one loop for all of gRPC's calls in this process
@@ -159,11 +160,6 @@ async def opened() -> AsyncIterator[Open]:
 
 async def count(call: Any) -> int:
     return len([None async for _ in call])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def keyed(path: Path, *scopes: Scope, **more: Any) -> tuple[Access, list[tuple[str, str]]]:

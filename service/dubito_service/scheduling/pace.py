@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _DECAY = 0.8  # of what earlier steps say of the speed
 _FORGETTING = 1.02  # by which the fastest rate is taken to have slowed, a pass
@@ -66,27 +66,63 @@ class Slowness:
 
 
 @dataclass(slots=True)
-class Demand:
-    """How many seconds of work a second brings, lately, by rank: lower ranks go first."""
+class Fading:
+    """A sum of which the terms are forgotten in time. One thread adds, others may read."""
 
-    window: float = 1.0  # seconds that count
-    kept: float = 0.25  # of the time: what ranks that go first leave to others that starve
-    _brought: dict[int, float] = field(default_factory=dict)
-    _noted: dict[int, float] = field(default_factory=dict)
+    memory: float  # seconds in which a term falls to a third
+    _sum: float = 0.0
+    _noted: float = 0.0
+
+    def at(self, now: float) -> float:
+        """Return what is left of it."""
+        return self._sum * math.exp((self._noted - now) / self.memory)
+
+    def add(self, term: float, now: float) -> None:
+        """Add a term."""
+        self._sum, self._noted = self.at(now) + term, now
+
+
+class Caution:
+    """By how much an estimate of waits is to be raised, so that few of those let in are not answered in time.
+
+    Each one that was not raises it, above what it was when that one was let in: many who were let in together teach no
+    more than one of them. Each one that was lowers it by much less, so that it stays where a share of `target` is
+    missed: adaptive conformal inference, on a log scale (Gibbs & Candes 2021, equation 2). And it is forgotten in
+    time, as whom it has refused teaches it nothing.
+    """
+
+    def __init__(self, target: float = 0.02, gain: float = 0.2, memory: float = 8.0) -> None:
+        self.target, self.gain = target, gain
+        self._level = Fading(memory)
+
+    def note(self, missed: bool, level: float, now: float) -> None:
+        """Add a request that was let in at a level, and whether its deadline was missed."""
+        before = self.level(now)
+        after = max(before, level + self.gain * (1 - self.target)) if missed else before - self.gain * self.target
+        self._level.add(max(0.0, after) - before, now)
+
+    def level(self, now: float) -> float:
+        """Return the log of what an estimate is to be multiplied by; at least 0."""
+        return self._level.at(now)
+
+
+class Demand:
+    """How many seconds of work a second brings, lately, by rank: lower ranks go first.
+
+    `window`: seconds that count, `kept`: share of the time that ranks that go first leave to others that starve.
+    """
+
+    def __init__(self, window: float = 1.0, kept: float = 0.25) -> None:
+        self._window, self._kept = window, kept
+        self._brought: dict[int, Fading] = {}
 
     def note(self, rank: int, seconds: float, now: float) -> None:
         """Add work that was let in."""
-        self._brought[rank] = self._left(rank, now) + seconds
-        self._noted[rank] = now
+        self._brought.setdefault(rank, Fading(self._window)).add(seconds, now)
 
     def share(self, rank: int, now: float, factor: float = 1.0) -> float:
         """Return which share of the time is left to a rank by the others, which go on coming."""
-        before = sum(self._left(each, now) for each in self._brought if each < rank)
-        after = sum(self._left(each, now) for each in self._brought if each > rank)
-        scale = factor / self.window
-        return max(self.kept, 1.0 - scale * before - min(self.kept, scale * after))
-
-    def _left(self, rank: int, now: float) -> float:
-        if rank not in self._brought:
-            return 0.0
-        return self._brought[rank] * math.exp((self._noted[rank] - now) / self.window)
+        before = sum(brought.at(now) for each, brought in self._brought.items() if each < rank)
+        after = sum(brought.at(now) for each, brought in self._brought.items() if each > rank)
+        scale = factor / self._window
+        return max(self._kept, 1.0 - scale * before - min(self._kept, scale * after))

@@ -18,13 +18,14 @@ from dubito_service.reports import PassReport, StepReport, Watch
 from dubito_service.scheduling.admission import crowded_out
 from dubito_service.scheduling.dispatching import Clock
 from dubito_service.scheduling.drawing import DrawJob, WorkLimits
-from dubito_service.scheduling.pace import Pace, Slowness
+from dubito_service.scheduling.pace import Fading, Pace, Slowness
 from dubito_service.scheduling.retrying import attempt, is_out_of_memory
 from dubito_service.scheduling.scheduler import Ticket, Tile, schedule, shed
 
 log = logging.getLogger(__name__)
 
 _FIRST_STEP_WORK = 256  # of a network whose speed is not known yet
+_REFUSED_SECONDS = 1.0  # that a refused request counts as load
 _HAND_OVER_SECONDS = 0.002  # outcomes wait for those of the step's other passes no longer than that
 
 
@@ -59,6 +60,7 @@ class Stepper:
         self.pace = Pace()
         self.slowness = Slowness()  # of the draws that give answers, against their bounds
         self.paces: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()
+        self.refused = Fading(_REFUSED_SECONDS)  # seconds of full answers for which there was no time
         self._entries: weakref.WeakKeyDictionary[Engine, Pace] = weakref.WeakKeyDictionary()  # of prefixes, by rows
         self._limits = limits
         self._clock = clock
@@ -142,12 +144,15 @@ class Stepper:
         return job.ticket(self.cost(engine), self.entry(engine), self.at_least(engine, job.least_left))
 
     def _shed(self, jobs: Sequence[DrawJob]) -> None:
-        """Allow each job as many draws as the load leaves, and end those that have them."""
+        """Allow each job as many draws as the load leaves, and end those that have them.
+
+        Requests that were refused lately for want of time count: nobody is to be refused for others' further draws.
+        """
         present = [job for job in jobs if not job.abandoned]
         seconds = dict[int, float]()
         for job in present:
             seconds[job.whole] = seconds.get(job.whole, 0.0) + self._seconds_left(job)
-        whole, full = sum(seconds.values()), []
+        whole, full = sum(seconds.values()) + self.refused.at(self._clock()), []
         for job in present:
             plan = job.request.plan
             others = whole - seconds[job.whole]
@@ -159,9 +164,12 @@ class Stepper:
 
     def _seconds_left(self, job: DrawJob) -> float:
         """Estimate how long a job takes that gets all its draws, or those to the next look of its rule."""
-        pace = self.paces.get(job.engine)
-        rate = pace.seconds_per_unit if pace is not None else None
-        return job.rows * job.wanted * (rate or 0.0)
+        return self.seconds_of(job.engine, job.rows * job.wanted)
+
+    def seconds_of(self, engine: Engine, work: int) -> float:
+        """Estimate what so many rows x draws take at the pace so far; 0 of a network that has not run."""
+        pace = self.paces.get(engine)
+        return 0.0 if pace is None else work * (pace.seconds_per_unit or 0.0)
 
     def _leave(self, job: DrawJob) -> None:
         """End a job at its deadline: with what has been drawn, where that will do."""

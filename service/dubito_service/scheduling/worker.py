@@ -7,17 +7,19 @@ up, is let go at once, whatever the thread is at (dispatching.py, stepping.py).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 from dubito_models.engine import Engine, Run
 from dubito_models.predictive import StopReason
+from dubito_service.errors import DeadlineMissed, QueueFull
 from dubito_service.reports import Watch, WorkerReport, ignore
 from dubito_service.scheduling.admission import Admission, check_deadline
 from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, outcomes
 from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits, join
-from dubito_service.scheduling.pace import Demand
+from dubito_service.scheduling.pace import Caution, Demand
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.stepping import Counters, Stepper
 
@@ -55,6 +57,7 @@ class DeviceWorker:
         self._least_queued = 0  # rows x draws, as few as answer all that is in flight
         self._seconds_queued = dict.fromkeys(Priority, 0.0)  # that these take at least
         self._demand = Demand()
+        self._caution = {priority: Caution() for priority in Priority}
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
@@ -141,16 +144,40 @@ class DeviceWorker:
             jobs = self._jobs(request, engine, now, watcher)
             own = self._stepper.at_least(engine, request.least_work)
             if deadline is not None:
-                self._check(jobs[0], own, deadline - now, now)
+                try:
+                    self._check(jobs[0], own, deadline - now, now)
+                except QueueFull:
+                    self._stepper.refused.add(self._stepper.seconds_of(engine, request.work), now)
+                    raise
             with self._dispatcher.carry(jobs, self._due(deadline)):
                 self._least_queued += request.least_work
                 self._seconds_queued[request.priority] += own
                 self._demand.note(request.priority, own, now)
                 try:
-                    yield jobs
+                    with self._learning(request):
+                        yield jobs
                 finally:
                     self._least_queued -= request.least_work
                     self._seconds_queued[request.priority] -= own
+
+    @contextmanager
+    def _learning(self, request: Request) -> Iterator[None]:
+        """Note whether a request that was let in is answered by its deadline; who leaves before it tells nothing."""
+        if request.deadline is None:
+            yield
+            return
+        caution, due = self._caution[request.priority], request.deadline - self._limits.reply_seconds
+        level = caution.level(self._clock())
+        try:
+            yield
+        except (DeadlineMissed, QueueFull):
+            caution.note(True, level, self._clock())
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            if (now := self._clock()) >= due:
+                caution.note(True, level, now)
+            raise
+        caution.note(False, level, self._clock())
 
     def _jobs(
         self, request: Request, engine: Engine, now: float, watcher: Callable[[int, Drawn], None] | None
@@ -181,9 +208,11 @@ class DeviceWorker:
 
         The bound from below supposes full passes that everybody shares. Where seeds, shapes and networks are many they
         are neither, and what bounds were worth lately tells by how much. And while it waits others come that go first.
+        How many of those let in were not answered in time tells what all this leaves out, of lower ranks no less.
         """
         slowness = self._stepper.slowness.factor
-        factor = slowness / self._demand.share(job.priority, now, slowness)
+        caution = max(each.level(now) for rank, each in self._caution.items() if rank <= job.priority)
+        factor = math.exp(caution) * slowness / self._demand.share(job.priority, now, slowness)
         queued = sum(seconds for rank, seconds in self._seconds_queued.items() if rank <= job.priority)
         if own + factor * queued + self._stepper.pace.last > left:  # else there is no need to look at each
             check_deadline(left, own, lambda: self._seconds_before(job, factor))

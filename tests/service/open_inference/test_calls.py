@@ -24,7 +24,7 @@ from dubito_service.open_inference.messages import read_inference
 from dubito_service.server import Server
 from dubito_service.settings import Settings
 
-from ..hooked import Gate, Hooked
+from ..hooked import Gate, Hooked, until
 from ..wire import detail
 from .wire import arrays, asking, put, said
 
@@ -75,11 +75,6 @@ async def opened(packed: Callable[[str], ModelVersion], monkeypatch: pytest.Monk
         await channel.close()
     for server in servers:
         await server.stop(0.0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:

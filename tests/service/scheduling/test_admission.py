@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
 
 import pytest
 
 from dubito_service.errors import DeadlineMissed, QueueFull
 from dubito_service.scheduling.admission import Admission, Bounds
-from dubito_service.scheduling.drawing import Drawn
-from dubito_service.scheduling.pace import Demand, Pace, Slowness
+from dubito_service.scheduling.drawing import Drawn, Request
+from dubito_service.scheduling.pace import Caution, Demand, Pace, Slowness
 from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.worker import DeviceWorker
 
 from ..conftest import Clock
-from ..hooked import Gate, Hooked, Pass, limits, request, settle
+from ..hooked import Gate, Hooked, Pass, limits, request, settle, until
 
 
 @contextlib.asynccontextmanager
@@ -157,6 +160,80 @@ def test_what_goes_first_and_goes_on_coming_leaves_the_rest_of_the_time_and_neve
     assert demand.share(1, 30.0) == pytest.approx(1.0)  # it came no more
     demand.note(2, 5.0, 30.0)
     assert demand.share(0, 30.0) == 0.75  # those that starve have their turns
+
+
+def test_caution_rises_until_few_of_those_let_in_are_missed() -> None:
+    """Misses by chance, the likelier the lower it is: their share ends at the target, within 3.5 standard errors."""
+    caution, random = Caution(memory=math.inf), Random(3)
+    assert caution.level(0.0) == 0.0
+    missed = list[bool]()
+    for _ in range(30_000):
+        level = caution.level(0.0)
+        missed.append(random.random() < 0.6 * math.exp(-2 * level))
+        caution.note(missed[-1], level, 0.0)
+    late, target = missed[5_000:], caution.target
+    assert abs(sum(late) / len(late) - target) < 3.5 * math.sqrt(target * (1 - target) / len(late))
+    assert caution.level(0.0) == pytest.approx(math.log(0.6 / target) / 2, abs=0.5)
+    for _ in range(1_000):
+        caution.note(False, caution.level(0.0), 0.0)
+    assert caution.level(0.0) == 0.0
+
+
+def test_many_that_were_let_in_together_teach_no_more_caution_than_one_of_them_and_it_is_forgotten() -> None:
+    caution = Caution()
+    for _ in range(100):
+        caution.note(True, 0.0, 5.0)
+    once = caution.gain * (1 - caution.target)
+    assert caution.level(5.0) == pytest.approx(once)
+    caution.note(True, once, 5.0)
+    assert caution.level(5.0) == pytest.approx(2 * once)
+    assert caution.level(13.0) == pytest.approx(2 * once / math.e)
+    assert caution.level(100.0) < 1e-4
+
+
+async def test_after_some_that_were_let_in_and_missed_their_deadline_fewer_are_let_in(
+    clock: Clock, engine: Hooked
+) -> None:
+    """Behind a second of work, with time enough else; those of the priority that has missed, and of lower ones."""
+    async with running(clock, step_seconds=0.1) as worker:
+
+        def work(this: Pass) -> None:
+            clock.now += 0.01 * sum(this.rows) * this.draws
+
+        async def behind(asked: Request, later: float = 0.0) -> Drawn | BaseException:
+            """Ask behind a second of work, and behind draws for which nobody waits, held up for so long."""
+            gate = Gate()
+            engine.hook = lambda this: (gate(this) if this.first == 10 else None) or work(this)
+            spare = asyncio.create_task(worker.draw(request(engine, min_draws=10, max_draws=20)))
+            await until(gate.has_entered)
+            ahead = asyncio.create_task(worker.draw(request(engine, min_draws=100, max_draws=100, **first)))
+            await settle()
+            task = asyncio.create_task(worker.draw(asked))
+            await settle()
+            clock.now += later
+            gate.open()
+            outcomes = await asyncio.gather(spare, ahead, task, return_exceptions=True)
+            assert [isinstance(outcome, Drawn) for outcome in outcomes[:2]] == [True, True]
+            return outcomes[2]
+
+        first: dict[str, Any] = {"seed": 2, "priority": Priority.HIGH}
+
+        def hurried(left: float, priority: Priority = Priority.NORMAL) -> Request:
+            spec = {"min_draws": 10, "max_draws": 10, "seed": 1}
+            return request(engine, deadline=clock.now + left, priority=priority, **spec)
+
+        engine.hook = work
+        await worker.draw(request(engine, max_draws=40))
+        for again in (False, True):
+            assert isinstance(await behind(hurried(5.0)), Drawn)
+            assert isinstance(await behind(hurried(5.0, Priority.LOW)), Drawn)
+            if not again:
+                for _ in range(2):
+                    assert isinstance(await behind(hurried(6.0), later=6.5), (DeadlineMissed, QueueFull))
+                assert isinstance(await behind(hurried(5.0)), QueueFull)
+                assert isinstance(await behind(hurried(5.0, Priority.LOW)), QueueFull)
+                assert isinstance(await behind(hurried(5.0, Priority.HIGH)), Drawn)
+                await behind(request(engine), later=100.0)
 
 
 def test_a_machine_that_slows_down_is_noticed_in_the_end() -> None:

@@ -20,17 +20,12 @@ from dubito_service.scheduling.devices import Devices
 from dubito_service.scheduling.drawing import Request
 
 from ..conftest import Clock
-from ..hooked import Gate, Hooked, Pass, limits, request, settle
+from ..hooked import Gate, Hooked, Pass, limits, request, settle, until
 
 
 def probabilities(predictive: Predictive) -> NDArray[np.float64]:
     assert isinstance(predictive.answer, Classification)
     return predictive.answer.probabilities
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.worker import DeviceWorker
 
 from ..conftest import Clock
-from ..hooked import Hooked, Pass, limits, request
+from ..hooked import Gate, Hooked, Pass, limits, request, settle, until
 
 UNIT = 1 / 1600  # seconds of a row and draw: ten requests of 160 draws are what a second holds
 MOST, LEAST = 160, 10
@@ -153,6 +153,39 @@ async def test_overload_by_requests_that_share_no_pass_is_noticed_and_refused(cl
     # The timer that lets go of whoever is behind a pass runs by another clock: so within a step of it.
     assert all(call.ended <= (call.asked.deadline or 0.0) + 0.06 for call in answered)
     assert len(answered) >= 0.9 * capacity * (world.clock.now - start)
+    worker.close()
+    assert worker.join(30)
+
+
+async def test_whoever_is_refused_for_want_of_time_counts_as_load_for_a_second(clock: Clock, engine: Hooked) -> None:
+    """Nobody is refused while others get more draws than they need."""
+    worker = DeviceWorker(limits(overload_seconds=0.5), clock)
+    worker.start()
+    world = World(clock, worker, asyncio.get_running_loop(), [])
+    asked = {"min_draws": 40, "max_draws": 160}
+
+    async def drawn_beside(refused: bool) -> Drawn:
+        first = request(engine, rows=9, min_draws=10, max_draws=70, priority=Priority.HIGH)
+        gate = Gate()
+        engine.hook = lambda this: gate(this) or world.during(this)
+        busy = asyncio.create_task(worker.draw(first))
+        await until(gate.has_entered)
+        late = request(engine, rows=9, min_draws=160, max_draws=160, deadline=clock.now + 0.91, seed=1)
+        task = asyncio.create_task(worker.draw(request(engine, **asked)))
+        await settle()
+        if refused:
+            with pytest.raises(QueueFull):
+                await worker.draw(late)
+        gate.open()
+        await busy
+        return await task
+
+    engine.hook = world.during
+    await worker.draw(request(engine, rows=9, max_draws=160))
+    assert (await drawn_beside(False)).predictive.draws.tolist() == [160]
+    assert (await drawn_beside(True)).predictive.stop_reason == (StopReason.LOAD,)
+    clock.now += 3
+    assert (await drawn_beside(False)).predictive.draws.tolist() == [160]
     worker.close()
     assert worker.join(30)
 

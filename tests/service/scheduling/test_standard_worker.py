@@ -20,7 +20,7 @@ from dubito_service.scheduling.scheduler import Priority
 from dubito_service.scheduling.standard_worker import Evaluated, EvaluationRequest, StandardLimits, StandardWorker
 
 from ..conftest import Clock
-from ..hooked import settle
+from ..hooked import settle, until
 
 
 class Broken(Exception):
@@ -69,11 +69,6 @@ async def standard(clock: Clock, told: list[Report]) -> AsyncIterator[StandardWo
 def asking(version: ModelVersion, rows: int = 1, shift: float = 0.0, **more: object) -> EvaluationRequest:
     inputs = {"input": shift + torch.arange(rows * 6, dtype=torch.float32).reshape(rows, 6) / 10}
     return EvaluationRequest(version, inputs, rows, **more)  # type: ignore[arg-type]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def behind(

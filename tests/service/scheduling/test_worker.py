@@ -8,7 +8,7 @@ import gc
 import logging
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from dubito_service.scheduling.drawing import Drawn, Request
 from dubito_service.scheduling.worker import DeviceWorker
 
 from ..conftest import Clock
-from ..hooked import Gate, Hooked, Pass, limits, request, settle
+from ..hooked import Gate, Hooked, Pass, limits, request, settle, until
 
 
 class Broken(Exception):
@@ -58,11 +58,6 @@ async def crowd(worker: DeviceWorker, engine: Hooked) -> AsyncIterator[Crowd]:
     yield Crowd(worker, gate, first)
     gate.open()
     await asyncio.gather(first, return_exceptions=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def probabilities(predictive: Predictive) -> NDArray[np.float64]:
