@@ -303,13 +303,16 @@ async def test_a_version_is_corrupted_half_copied_and_deleted_while_it_is_served
 def test_a_mutated_program_whose_checksum_is_right_is_refused_or_loaded_and_never_crashes(
     packed: Callable[[str], ModelVersion], tmp_path: Path
 ) -> None:
-    """The manifest names the checksum of what lies there, so that the archive itself has to be refused."""
+    """The manifest names the checksum of what lies there, so that the archive itself has to be refused.
+
+    Every third is hit where the archive lists its files, which never goes unnoticed, the others anywhere.
+    """
     source, random = packed("mlp"), np.random.default_rng(0)
     good = (source.folder / "program.pt2").read_bytes()
     loader, refused = Loader(Repository(tmp_path)), 0
     for number in range(1, 13):
         target, data = copy_version(source, tmp_path, number), bytearray(good)
-        for place in random.integers(0, len(data), 6):
+        for place in random.integers(0 if number % 3 else len(data) - 22, len(data), 6):
             data[place] ^= int(random.integers(1, 256))
         (target / "program.pt2").write_bytes(data)
         commit(source, target)
@@ -317,7 +320,7 @@ def test_a_mutated_program_whose_checksum_is_right_is_refused_or_loaded_and_neve
             loader.load(source.name, number)
         except LoadFailed:
             refused += 1
-    assert refused
+    assert refused >= 4
     commit(source, copy_version(source, tmp_path, 13))
     np.testing.assert_array_equal(
         loader.load(source.name, 13).predict(rows(2)).answer.probabilities,  # type: ignore[union-attr]
