@@ -60,6 +60,8 @@ class Repository:
         self.path = Path(url)
         if not self.path.is_dir():
             raise InvalidArgument("repository", self.url, "an existing folder, or the URL of one")
+        if _is_within(self.path):
+            raise InvalidArgument("repository", f"{self.url}, which is a single model", "a folder of MODEL/VERSION/")
 
     def survey(self) -> Survey:
         """Look which versions there are, those not written to their end too; `RepositoryUnavailable` where it fails."""
@@ -109,6 +111,15 @@ def _open(url: str, shown: str) -> tuple[AbstractFileSystem, str]:
         raise InvalidArgument("repository", shown, f"a URL whose fsspec plug-in is installed ({error})") from None
     except Exception as error:  # plug-ins raise kinds of their own, for credentials for example
         raise InvalidArgument("repository", shown, f"a folder, or a URL that fsspec opens ({error})") from None
+
+
+def _is_within(folder: Path) -> bool:
+    """Tell whether a folder is that of a model or of a version, in which nobody would find a model."""
+    try:
+        versions = [path for path in folder.iterdir() if _NUMBER.fullmatch(path.name)]
+        return any((path / MANIFEST).is_file() for path in (folder, *versions))
+    except OSError:
+        return False  # whoever reads it is told
 
 
 def _survey_folder(folder: Path) -> Survey:

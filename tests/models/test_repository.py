@@ -54,6 +54,16 @@ def probabilities(version: ModelVersion) -> Any:
     return answer.probabilities
 
 
+def test_the_folder_of_a_model_or_of_a_version_is_no_repository(folder: Path) -> None:
+    """Taken for one it would be empty without a word."""
+    for part in ("mlp", "mlp/1"):
+        with pytest.raises(InvalidArgument) as caught:
+            Repository(folder / part)
+        assert caught.value.field == "repository"
+        assert caught.value.given == f"{folder / part}, which is a single model"
+        assert caught.value.accepted == "a folder of MODEL/VERSION/"
+
+
 def test_a_file_url_is_read_in_place(folder: Path) -> None:
     repository = Repository(f"file://{folder}")
     assert repository.path == folder
