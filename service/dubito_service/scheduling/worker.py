@@ -7,20 +7,17 @@ up, is let go at once, whatever the thread is at (dispatching.py, stepping.py).
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 from dubito_models.engine import Engine, Run
 from dubito_models.predictive import StopReason
-from dubito_service.errors import DeadlineMissed, QueueFull
 from dubito_service.reports import Watch, WorkerReport, ignore
-from dubito_service.scheduling.admission import Admission, check_deadline
+from dubito_service.scheduling.admission import Admission
 from dubito_service.scheduling.dispatching import MOST_PARTS, Clock, Dispatcher, outcomes
 from dubito_service.scheduling.drawing import DrawJob, Drawn, Request, WorkLimits, join
-from dubito_service.scheduling.pace import Caution, Demand
-from dubito_service.scheduling.scheduler import Priority
+from dubito_service.scheduling.foresight import Foresight
 from dubito_service.scheduling.stepping import Counters, Stepper
 
 
@@ -53,11 +50,9 @@ class DeviceWorker:
         )
         dispatcher, held = self._dispatcher, self.admission
         self._stepper = Stepper(limits, clock, watch, dispatcher.hand_over, dispatcher.tell, lambda: held.work)
+        self._foresight = Foresight(self._stepper, dispatcher.waiting, limits, clock)
         self._rescues: set[asyncio.Task[None]] = set()
         self._least_queued = 0  # rows x draws, as few as answer all that is in flight
-        self._seconds_queued = dict.fromkeys(Priority, 0.0)  # that these take at least
-        self._demand = Demand()
-        self._caution = {priority: Caution() for priority in Priority}
 
     def start(self) -> None:
         """Start the thread; the running event loop is the one that it answers to."""
@@ -142,42 +137,12 @@ class DeviceWorker:
         pace = self._stepper.pace.seconds_per_unit
         with self.admission.hold(request.model, request.caller, request.work, pace):
             jobs = self._jobs(request, engine, now, watcher)
-            own = self._stepper.at_least(engine, request.least_work)
-            if deadline is not None:
-                try:
-                    self._check(jobs[0], own, deadline - now, now)
-                except QueueFull:
-                    self._stepper.refused.add(self._stepper.seconds_of(engine, request.work), now)
-                    raise
-            with self._dispatcher.carry(jobs, self._due(deadline)):
+            with self._foresight.let_in(request, jobs[0]), self._dispatcher.carry(jobs, self._due(deadline)):
                 self._least_queued += request.least_work
-                self._seconds_queued[request.priority] += own
-                self._demand.note(request.priority, own, now)
                 try:
-                    with self._learning(request):
-                        yield jobs
+                    yield jobs
                 finally:
                     self._least_queued -= request.least_work
-                    self._seconds_queued[request.priority] -= own
-
-    @contextmanager
-    def _learning(self, request: Request) -> Iterator[None]:
-        """Note whether a request that was let in is answered by its deadline; who leaves before it tells nothing."""
-        if request.deadline is None:
-            yield
-            return
-        caution, due = self._caution[request.priority], request.deadline - self._limits.reply_seconds
-        level = caution.level(self._clock())
-        try:
-            yield
-        except (DeadlineMissed, QueueFull):
-            caution.note(True, level, self._clock())
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            if (now := self._clock()) >= due:
-                caution.note(True, level, now)
-            raise
-        caution.note(False, level, self._clock())
 
     def _jobs(
         self, request: Request, engine: Engine, now: float, watcher: Callable[[int, Drawn], None] | None
@@ -202,31 +167,6 @@ class DeviceWorker:
                 )
             )
         return jobs
-
-    def _check(self, job: DrawJob, own: float, left: float, now: float) -> None:
-        """Refuse a newcomer that cannot be answered in time; `own`: seconds that it takes at least.
-
-        The bound from below supposes full passes that everybody shares. Where seeds, shapes and networks are many they
-        are neither, and what bounds were worth lately tells by how much. And while it waits others come that go first.
-        How many of those let in were not answered in time tells what all this leaves out, of lower ranks no less.
-        """
-        slowness = self._stepper.slowness.factor
-        caution = max(each.level(now) for rank, each in self._caution.items() if rank <= job.priority)
-        factor = math.exp(caution) * slowness / self._demand.share(job.priority, now, slowness)
-        queued = sum(seconds for rank, seconds in self._seconds_queued.items() if rank <= job.priority)
-        if own + factor * queued + self._stepper.pace.last > left:  # else there is no need to look at each
-            check_deadline(left, own, lambda: self._seconds_before(job, factor))
-
-    def _seconds_before(self, newcomer: DrawJob, factor: float) -> float:
-        """Estimate how long it takes to answer whoever goes before a newcomer."""
-        own, work = newcomer.turn(self._limits.patience_seconds), dict[Engine, int]()
-        for job in self._dispatcher.waiting:
-            if job.turn(self._limits.patience_seconds) < own:
-                work[job.engine] = work.get(job.engine, 0) + job.least_left
-        if not work:
-            return 0.0
-        least = sum(self._stepper.at_least(engine, left) for engine, left in work.items())
-        return factor * least + self._stepper.pace.last  # which is under way
 
     def _expire(self, job: DrawJob) -> None:
         """Let go of a caller whose time is up while a pass lasts: with what has been drawn, where that will do."""
