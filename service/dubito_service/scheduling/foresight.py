@@ -39,14 +39,16 @@ class Foresight:
         """Let a request in and count it as waiting while inside; `job`: its first.
 
         Raises `DeadlineMissed` or `QueueFull` where it cannot be answered in time. Those that are refused for the
-        queue count as load: nobody is to be refused for the sake of others' further draws.
+        queue count as load: nobody is to be refused for the sake of others' further draws. Each counts for a step at
+        most, so that it takes many of them.
         """
         now, rank = self._clock(), request.priority
         own = self._stepper.at_least(job.engine, request.least_work)
         try:
             self._check(job, own, now)
         except QueueFull:
-            self._stepper.refused.add(self._stepper.seconds_of(job.engine, request.work), now)
+            seconds = self._stepper.seconds_of(job.engine, request.work)
+            self._stepper.refused.add(min(seconds, self._limits.step_seconds), now)
             raise
         self._demand.note(rank, own, now)
         self._queued[rank] += own

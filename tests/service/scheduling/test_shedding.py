@@ -202,6 +202,25 @@ async def test_one_request_alone_is_never_shortened_however_long_it_takes(clock:
     assert worker.join(30)
 
 
+async def test_one_large_request_that_is_refused_shortens_nobody(clock: Clock, engine: Hooked) -> None:
+    worker = DeviceWorker(limits(overload_seconds=0.5, step_seconds=0.05), clock)
+    worker.start()
+    world = World(clock, worker, asyncio.get_running_loop(), [])
+    engine.hook = world.during
+    await worker.draw(request(engine, max_draws=160))
+    gate = Gate()
+    engine.hook = lambda this: gate(this) or world.during(this)
+    first = asyncio.create_task(worker.draw(request(engine, min_draws=10, max_draws=160, priority=Priority.HIGH)))
+    await until(gate.has_entered)
+    large = request(engine, rows=100, min_draws=10, max_draws=160, deadline=clock.now + 0.63, seed=1)
+    with pytest.raises(QueueFull):
+        await worker.draw(large)
+    gate.open()
+    assert (await first).predictive.draws.tolist() == [160]
+    worker.close()
+    assert worker.join(30)
+
+
 @pytest.mark.parametrize("least", [10, 120, 160])
 async def test_what_is_shed_is_honest_and_never_below_the_least(clock: Clock, engine: Hooked, least: int) -> None:
     worker = DeviceWorker(limits(overload_seconds=0.1), clock)
