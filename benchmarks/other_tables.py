@@ -106,46 +106,74 @@ def coverage(document: Document) -> Iterator[str]:
 
 def reliability(document: Document) -> Iterator[str]:
     """Yield what the phases of a soak came to."""
-    load, bad = document["load"], document["bad_input"]
-    steady, overload, replay = load["steady"], load["overload"], load["replay"]
-    wait, refused = steady["milliseconds"]["Predict"], overload["refused"]
-    growth = steady["resident_growth"]
-    grows = (
-        "was looked at too seldom to tell whether it grows"
-        if growth is None
-        else f"grows by {growth:.1%} after the first third"
+    load, bad, callers = document["load"], document["bad_input"], document["asked"]["callers"]
+    steady, overload = load["steady"], load["overload"]
+    yield from table(
+        ("", ""),
+        (
+            (f"the capacity, {callers} callers", f"{load['capacity']['answers_per_second']:.0f} answers/s"),
+            (f"80 % of it, {_span(steady)}", _steady(steady)),
+            ("beside it", _trouble(load["trouble"])),
+            (f"3 times of it, {_span(overload)}, {overload['deadline']:g} s for each", _overload(overload)),
+            ("replays", _replays(load["replay"])),
+            ("bad input", _bad_input(bad)),
+            ("laws broken", "; ".join(document["broken"]) or "none"),
+        ),
     )
-    missed = refused.get("DEADLINE_EXCEEDED", 0)
-    lines = (
-        (
-            f"80 % of capacity, {steady['seconds'] / 60:.0f} minutes, {document['asked']['callers']} callers",
-            f"{steady['answers']:,} answers, {sum(steady['refused'].values()):,} errors; resident memory "
-            f"{grows}. `Predict` p50 {wait['p50']:.0f} ms, p99 "
-            f"{wait['p99'] / 1000:.1f} s (all priorities, 1 to 16 rows)",
-        ),
-        (
-            f"3 times the capacity, {overload['seconds'] / 60:.0f} minutes",
-            f"{overload['answers']:,} answers, {overload['answered_late']} of them late; "
-            f"{refused.get('RESOURCE_EXHAUSTED', 0):,} refused, half of them within "
-            f"{overload['refusal_milliseconds']['p50']:.0f} ms; {missed:,} ({overload['expired_share']:.1%}) end at "
-            f"their deadline unanswered, where the law allows 1 %. Back to normal after "
-            f"{overload['recovery_seconds']:.1f} s",
-        ),
-        (
-            "replays",
-            f"{replay['compared']:,} answers asked for again: {replay['differing']} differ, "
-            f"{replay['stopped_otherwise']} stop at another draw",
-        ),
-        (
-            "bad input",
-            f"{bad['fuzz']['cases']:,} messages, {bad['pounding']['cases']:,} connections: "
-            f"{bad['fuzz']['fault_count'] + len(bad['pounding']['faults'])} are the server's fault, "
-            f"{bad['fuzz']['wrong_after'] + bad['pounding']['wrong_after']} good requests after them are answered "
-            f"wrong; memory for a message packed to burst: {bad['burst']['peak_bytes'] / 2**20:.0f} MiB",
-        ),
-        ("laws broken", "; ".join(document["broken"]) or "none"),
+
+
+def _span(phase: Document) -> str:
+    seconds = phase["seconds"]
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _steady(steady: Document) -> str:
+    wait, growth = steady["milliseconds"]["Predict"], steady["resident_growth"]
+    grows = "was looked at too seldom" if growth is None else f"grows by {growth:.1%} after the first third"
+    return (
+        f"{steady['answers']:,} answers, {steady['shortened'] / steady['answers']:.1%} of them with fewer draws than "
+        f"asked, {sum(steady['refused'].values()):,} errors; resident memory {grows}. `Predict` p50 {wait['p50']:.0f} "
+        f"ms, p99 {wait['p99'] / 1000:.1f} s (all priorities, no deadlines, 1 to 16 rows)"
     )
-    yield from table(("", ""), lines)
+
+
+def _trouble(trouble: Document) -> str:
+    return (
+        f"{trouble['invalid']:,} wrong requests, {trouble['left']:,} callers that left and {trouble['killed']:,} that "
+        f"were killed; {len(trouble['wrong']):,} of them dealt with wrongly"
+    )
+
+
+def _overload(overload: Document) -> str:
+    refused, overtaken = overload["refusal_milliseconds"], overload["overtaken_milliseconds"]
+    rate = overload["answers"] / overload["seconds"]
+    return (
+        f"{rate:.0f} answers/s, {overload['shortened'] / overload['answers']:.0%} of them with fewer draws than asked, "
+        f"{overload['late_share']:.1%} of the {overload['timed_answers']:,} that were timed come late; "
+        f"{overload['refused'].get('RESOURCE_EXHAUSTED', 0):,} refused: at the door within {refused['p50']:.0f} ms "
+        f"(p99 {refused['p99']:.0f}), or, {overload['overtaken_share']:.0%} of them, once others had gone first (p50 "
+        f"{overtaken.get('p50', 0):.0f} ms); {overload['expired_share']:.2%} end at their deadline unanswered (1 % "
+        f"allowed). Back to normal after {overload['recovery_seconds']:.1f} s"
+    )
+
+
+def _replays(replay: Document) -> str:
+    return (
+        f"{replay['compared']:,} answers asked for again: {replay['differing']} differ, "
+        f"{replay['stopped_otherwise']} stop at another draw"
+    )
+
+
+def _bad_input(bad: Document) -> str:
+    connections = bad["connections"]
+    return (
+        f"{bad['fuzz']['cases']:,} messages, {bad['pounding']['cases']:,} calls that are none: "
+        f"{bad['fuzz']['fault_count'] + len(bad['pounding']['faults'])} are the server's fault, "
+        f"{bad['fuzz']['wrong_after'] + bad['pounding']['wrong_after']} good requests after them are answered wrong; "
+        f"{connections['connections']:,} connections after as many others leave "
+        f"{connections['grown_bytes'] / 2**20:.1f} MiB behind; "
+        f"memory for a message packed to burst: {bad['burst']['peak_bytes'] / 2**20:.0f} MiB"
+    )
 
 
 def _bold(text: str, bold: bool) -> str:

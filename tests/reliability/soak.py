@@ -3,7 +3,7 @@
     python -m reliability.soak [--steady 1800] [--overload 300] [--replay 10000] [--fuzz 50000] [--out FILE]
 
 A server in a process of its own; its callers in another. Its resident memory is read every second. The exit status is 1
-where a law was broken; `broken` says which.
+where a law was broken; `broken` says which. `--only` runs the load or the bad input alone; FILE has the other part.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ RECOVERY_SECONDS = 5.0
 IMMEDIATE_MILLISECONDS = 100.0  # half of the refusals of what is not let in come sooner
 LATEST_REFUSAL = 0.5  # of the deadline, in which 99 of a hundred of them come
 LATE = 0.01  # of the answers whose caller waits beyond its deadline, at most, come after it
+SETTLING = 2.0  # seconds that the server has to be done with connections that have ended
 CONNECTION_BYTES = 2**10  # that a connection which has ended leaves behind, at most
 EXPIRED = 0.01  # of the requests in overload, at most, end at their deadline without an answer or a refusal
 
@@ -108,17 +109,21 @@ def under_fire(repository: Path, folder: Path, options: argparse.Namespace) -> P
 
 
 def connect(server: Serving, count: int) -> dict[str, Any]:
-    """Open and close so many connections, silent or with a call begun; what memory grows by after the first fifth."""
+    """Open and close so many connections, silent or with a call begun, and as many once more: what these leave behind.
+
+    The first ones grow what is taken anew for all that are under way at once.
+    """
     host, port = server.address.rsplit(":", 1)
-    first = 0
-    for number in range(count):
-        with socket.create_connection((host, int(port)), timeout=60) as raw:
-            raw.sendall(BEGINNINGS[number % len(BEGINNINGS)])
-        if number == count // 5:
-            first = server.resident_bytes
+    resident = []
+    for _ in range(2):
+        for number in range(count):
+            with socket.create_connection((host, int(port)), timeout=60) as raw:
+                raw.sendall(BEGINNINGS[number % len(BEGINNINGS)])
+        time.sleep(SETTLING)
+        resident.append(server.resident_bytes)
     with server.channel() as channel:
         right = Fuzzed(channel).is_right()
-    grown = server.resident_bytes - first
+    grown = resident[1] - resident[0]
     return {"phase": "connections", "connections": count, "grown_bytes": grown, "right_after": right}
 
 
@@ -165,6 +170,9 @@ LAWS: dict[str, Callable[[Phases, Phases], bool]] = {
 }
 
 
+PARTS = {"load": under_load, "bad_input": under_fire}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--callers", type=int, default=64)
@@ -177,14 +185,21 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a file for the document too")
+    parser.add_argument("--only", choices=PARTS, help="the part to run anew; the other is as in the file")
     options = parser.parse_args()
+    if options.only and not (options.out and options.out.is_file()):
+        parser.error("--only takes the other part from the file that --out names")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         repository = make_repository(folder / "repository")
-        (folder / "fire").mkdir()
-        load, fire = under_load(repository, folder, options), under_fire(repository, folder / "fire", options)
+        found = dict(json.loads(options.out.read_text())) if options.only else {}
+        for name, run in PARTS.items():
+            if options.only in (None, name):
+                (folder / name).mkdir()
+                found[name] = run(repository, folder / name, options)
+    load, fire = found["load"], found["bad_input"]
     broken = [law for law, holds in LAWS.items() if not holds(load, fire)]
-    asked = {name: value for name, value in vars(options).items() if name != "out"}
+    asked = {name: value for name, value in vars(options).items() if name not in ("out", "only")}
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     document = {"asked": asked, "machine": machine, "broken": broken, "load": load, "bad_input": fire}
     text = json.dumps(document, indent=1)
