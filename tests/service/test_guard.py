@@ -362,6 +362,7 @@ async def test_calls_over_the_limit_are_refused_and_a_place_that_is_left_is_free
     await until(lambda: inside.guard.in_flight == 0)
     for _ in range(4):
         assert await inside.ask("Evaluate") == b""
+        await until(lambda: inside.guard.in_flight == 0)
 
 
 async def test_one_caller_at_its_limit_leaves_room_for_the_others(opened: Open, tmp_path: Path) -> None:
@@ -407,7 +408,7 @@ async def test_a_reply_that_nobody_reads_keeps_its_caller_s_place_until_it_is_ou
 
 @pytest.mark.parametrize("method", ["Evaluate", "PredictStream", "PredictBulk"])
 async def test_a_client_that_does_not_send_loses_its_call(opened: Open, method: str) -> None:
-    inside = await opened(limits=CallLimits(idle_seconds=0.1))
+    inside = await opened(limits=CallLimits(idle_seconds=0.3))
     call: Any = inside.channel.stream_unary(UNCERTAINTY + method)(timeout=SECONDS)
     await call.wait_for_connection()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -430,7 +431,7 @@ async def test_the_only_message_of_a_call_is_waited_for_less_long_than_those_of_
 
 
 async def test_a_stream_that_waits_for_its_answer_is_not_idle_and_after_it_is(opened: Open) -> None:
-    inside = await opened(limits=CallLimits(idle_seconds=0.1))
+    inside = await opened(limits=CallLimits(idle_seconds=0.3))
     call = inside.bulk()
     await call.write(pb.PredictRequest(id="1", model="hold"))
     await asyncio.sleep(0.5)
@@ -443,7 +444,7 @@ async def test_a_stream_that_waits_for_its_answer_is_not_idle_and_after_it_is(op
 
 
 async def test_a_call_that_takes_long_is_not_idle(opened: Open) -> None:
-    inside = await opened(limits=CallLimits(idle_seconds=0.1))
+    inside = await opened(limits=CallLimits(idle_seconds=0.3))
     held = inside.hold()
     await asyncio.sleep(0.5)
     inside.servicer.release.set()
@@ -451,7 +452,7 @@ async def test_a_call_that_takes_long_is_not_idle(opened: Open) -> None:
 
 
 async def test_a_watcher_of_the_health_is_not_idle(opened: Open) -> None:
-    inside = await opened(limits=CallLimits(idle_seconds=0.1))
+    inside = await opened(limits=CallLimits(idle_seconds=0.3))
     watch: Any = health_pb2_grpc.HealthStub(inside.channel).Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
     await watch.read()
     await asyncio.sleep(0.5)
@@ -508,16 +509,23 @@ async def test_who_leaves_while_the_server_drains_has_left(opened: Open) -> None
 
 async def test_every_call_is_reported_once_with_how_it_ended(opened: Open) -> None:
     inside = await opened(limits=CallLimits(calls=1))
+
+    async def ended() -> None:  # a call counts until its reply is out, which its caller may have a little before
+        await until(lambda: inside.guard.in_flight == 0)
+
     await inside.ask("Evaluate")
+    await ended()
     await inside.refused("Evaluate", b"\xff")
+    await ended()
     held = inside.hold()
     await until(lambda: len(inside.servicer.callers) == 2)
     await inside.refused("Evaluate")
     held.cancel()
     await until(lambda: len(inside.reports) == 4)
     inside.servicer.fault = InvalidArgument("rows", 0, "at least 1")
-    await until(lambda: inside.guard.in_flight == 0)
+    await ended()
     await inside.refused("Evaluate")
+    await until(lambda: len(inside.reports) == 5)
     reports = [report for report in inside.reports if isinstance(report, CallReport)]
     assert [(report.code, report.reason) for report in reports] == [
         ("OK", ""),
