@@ -232,18 +232,19 @@ def _score(work: Work, model: RayModel, stretches: list[Stretch], actors: int) -
         size=size, max_concurrent_calls_per_actor=_CALLS, max_tasks_in_flight_per_actor=_CALLS,
         enable_true_multi_threading=True,
     )  # fmt: skip
-    with _translated(), ray.data.DataContext.current(context), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_task_retries, for which there is no other way
-        told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Actor,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_constructor_args=(work, model),
-            compute=pool,
-            num_cpus=1,
-            num_gpus=1 if model.gpus else 0,
-            max_task_retries=_TRIES - 1,
-        )
+    with _translated(), ray.data.DataContext.current(context):
+        with warnings.catch_warnings():  # of max_task_retries, for which there is no other way
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                Actor,
+                batch_size=1,
+                batch_format="pyarrow",
+                fn_constructor_args=(work, model),
+                compute=pool,
+                num_cpus=1,
+                num_gpus=1 if model.gpus else 0,
+                max_task_retries=_TRIES - 1,
+            )
         for row in told.iter_rows():
             written: Written = _read(row["told"])
             yield written

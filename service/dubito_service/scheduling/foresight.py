@@ -50,32 +50,27 @@ class Foresight:
             seconds = self._stepper.seconds_of(job.engine, request.work)
             self._stepper.refused.add(min(seconds, self._limits.step_seconds), now)
             raise
+        level = self._caution[rank].level(now)
         self._demand.note(rank, own, now)
         self._queued[rank] += own
         try:
-            with self._learning(request, now):
-                yield
+            yield
+        except (DeadlineMissed, QueueFull):
+            self._learn(request, level, missed=True)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):  # who leaves before the deadline tells nothing
+            if request.deadline is not None and self._clock() >= request.deadline - self._limits.reply_seconds:
+                self._learn(request, level, missed=True)
+            raise
+        else:
+            self._learn(request, level, missed=False)
         finally:
             self._queued[rank] -= own
 
-    @contextmanager
-    def _learning(self, request: Request, now: float) -> Iterator[None]:
-        """Note whether a request is answered by its deadline; who leaves before tells nothing."""
-        if request.deadline is None:
-            yield
-            return
-        caution, due = self._caution[request.priority], request.deadline - self._limits.reply_seconds
-        level = caution.level(now)
-        try:
-            yield
-        except (DeadlineMissed, QueueFull):
-            caution.note(True, level, self._clock())
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            if (left := self._clock()) >= due:
-                caution.note(True, level, left)
-            raise
-        caution.note(False, level, self._clock())
+    def _learn(self, request: Request, level: float, *, missed: bool) -> None:
+        """Note whether a request was answered by its deadline, that was let in at a level of caution."""
+        if request.deadline is not None:
+            self._caution[request.priority].note(missed, level, self._clock())
 
     def _check(self, job: DrawJob, own: float, now: float) -> None:
         """Refuse a newcomer that cannot be answered in time; `own`: seconds that it takes at least."""

@@ -41,7 +41,7 @@ class Counters:
 
 
 class Stepper:
-    """Steps over the jobs of one device; one thread drives it, others may read its pace.
+    """Steps over the jobs of one device; one thread drives it, others may read its pace, the loop adds to `refused`.
 
     `hand_over`: takes jobs that may have outcomes by now, `tell`: calls something on the event loop, `queued_work`: of
     all requests in flight, for reports.
